@@ -1,0 +1,1 @@
+"""What every other room stands on: errors, atomic files, random numbers, progress, what this machine can do."""

@@ -1,0 +1,145 @@
+"""Files that are either wholly there or not at all: atomic writes, folder replacement, digests, locks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from rhapsode.base.errors import DamagedError, InputError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names inside `folder` durable. Windows cannot open folders: there the rename alone has to do."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of `path` durable."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `path` in one step: a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Not-a-number is refused: it is not JSON."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+        DamagedError: it is not JSON; the message names line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("the file does not exist", where=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise DamagedError("is not UTF-8 text", where=str(path)) from None
+    except json.JSONDecodeError as error:
+        raise DamagedError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}:{error.colno}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary sibling that becomes `target` in one rename when the block ends well, and vanishes when it does not.
+
+    Every file in it is fsynced before the rename, the parent folder after it.
+
+    Raises:
+        InputError: `target` exists and `replace` is false.
+    """
+    if target.exists() and not replace:
+        raise InputError("already exists", where=str(target), todo="Choose another name, or pass --force to replace it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                sync_file(path)
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            if path.is_dir():
+                sync_folder(path)
+        sync_folder(temporary)
+        if target.exists():
+            discarded = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}-old-{os.getpid()}")
+            target.rename(discarded)
+            temporary.rename(target)
+            shutil.rmtree(discarded, ignore_errors=True)
+        else:
+            temporary.rename(target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def exclusive_lock(path: Path, purpose: str) -> Iterator[None]:
+    """Hold `path` as a lock that the system drops when the process dies, however it dies.
+
+    Raises:
+        InputError: another process holds it; `purpose` says what it is doing.
+    """
+    file: IO[bytes] = path.open("a+b")
+    try:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows only
+            else:
+                import fcntl
+
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is {purpose}",
+                where=str(path.parent),
+                todo="Wait for it to end, or choose another folder.",
+            ) from None
+        yield
+    finally:
+        file.close()

@@ -1,0 +1,1 @@
+"""From a prompt to tokens: cache, sampling, streaming, chat, evaluation."""
