@@ -1,0 +1,63 @@
+"""The keys and values of the tokens a model has already read, so that each new token costs one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rhapsode.base.errors import InputError
+from rhapsode.model.config import DecoderConfig
+
+
+class KeyValueCache:
+    """Keys and values of all layers, in memory taken once.
+
+    Args:
+        config: the decoder's shape.
+        batch: sequences side by side.
+        capacity: tokens it can hold; at most the model's context length.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if capacity > config.context_length:
+            raise InputError(f"a cache of {capacity} tokens exceeds the model's context of {config.context_length}")
+        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.padding: Tensor | None = None  # (batch, length), True where a token is real; None when all are
+        self.length = 0
+        self.capacity = capacity
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values (batch, kv_heads, new, head_dim); return all of that layer's so far."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def extend(self, new: int, padding: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+        """Check that `new` tokens fit and note which of them are real; returns the padding of everything so far."""
+        if self.length + new > self.capacity:
+            raise InputError(f"{self.length} + {new} tokens exceed the cache's capacity of {self.capacity}")
+        if padding is None and self.padding is None:
+            return None
+        past = self.padding
+        if past is None:
+            past = torch.ones(batch, self.length, dtype=torch.bool, device=device)
+        if padding is None:
+            padding = torch.ones(batch, new, dtype=torch.bool, device=device)
+        self.padding = torch.cat((past, padding), dim=1)
+        return self.padding
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        self.length = min(self.length, length)
+        if self.padding is not None:
+            self.padding = self.padding[:, : self.length]
