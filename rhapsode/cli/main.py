@@ -1,0 +1,140 @@
+"""The command `rhapsode`: parses, calls one function of one room, and turns every error into one line and an exit code.
+
+Run `rhapsode --help`. Exit codes: 0 done, 2 the input was wrong, 1 a fault of Rhapsode itself, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError, Group, UnknownCommandError, UnusedCliTokensError
+
+from rhapsode import __version__
+from rhapsode.base.errors import RhapsodeError, nearest
+
+HELP = """\
+From text of your own to a language model of your own, on the machine you have.
+
+rhapsode demo                             see it all in three minutes
+rhapsode train mytext.txt --minutes 10    a model of your text
+rhapsode generate runs/mytext "Once"      text from it
+rhapsode next runs/mytext "The cat"       what it thinks comes next
+
+`rhapsode COMMAND --help` explains one command.
+"""
+
+PREPARE, TRAIN, USE, JUDGE = (
+    Group.create_ordered(name) for name in ("Prepare text", "Train a model", "Use it", "Judge it")
+)
+
+# (name, group, where the command is, what it does): in the order in which a model lives.
+# The modules are imported when their command runs: this help must come at once.
+COMMANDS = (
+    ("corpus", PREPARE, "corpus:corpus", "Read texts of many formats into one clean corpus, split for validation."),
+    ("tokenizer", PREPARE, "tokenizer:app", "Train, try and compare tokenizers."),
+    ("train", TRAIN, "train:train", "Train a language model on texts, within the minutes you give it."),
+    ("demo", TRAIN, "demo:demo", "Train on the bundled Shakespeare for three minutes and show the result."),
+    ("generate", USE, "generate:generate", "Continue a prompt."),
+    ("chat", USE, "chat:chat", "Talk with a model."),
+    ("next", USE, "next:next_token", "Draw the probabilities of the next token at several temperatures."),
+    ("evaluate", JUDGE, "evaluate:evaluate", "Measure perplexity and bits per byte on a text."),
+    ("report", JUDGE, "report:report", "Make the page that shows how a run went."),
+    ("verify", JUDGE, "verify:verify", "Check that a run, checkpoint, model, corpus or token store is undamaged."),
+)
+
+
+def application() -> App:
+    """The command line, with every command still unimported."""
+    app = App(
+        name="rhapsode",
+        help=HELP,
+        help_format="plaintext",  # only here: it keeps the examples' columns
+        version=__version__,
+        result_action="return_value",
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    app["--help"].group = app["--version"].group = Group.create_ordered("Other")
+    for position, (name, group, path, summary) in enumerate(COMMANDS):
+        own_application = path.endswith(":app")  # says for itself how its help is written
+        options = {} if own_application else {"help_format": "markdown"}
+        app.command(f"rhapsode.cli.{path}", name=name, group=group, help=summary, sort_key=position, **options)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
+    try:
+        application()(list(arguments))
+        sys.stdout.flush()
+    except CycloptsError as error:
+        return _fail(_one_line(error), 2)
+    except RhapsodeError as error:
+        return _fail(error.message, error.exit_code)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        return _fail("there is not enough memory for this. Choose something smaller, or close other programs.", 2)
+    except OSError as error:
+        if error.filename is None:
+            return _fault(error)
+        return _fail(f"{error.filename}: {(error.strerror or str(error)).lower()}.", 2, error)
+    except Exception as error:
+        return _fault(error)
+    return 0
+
+
+def _one_line(error: CycloptsError) -> str:
+    """What was wrong with the command line, and where to read more."""
+    command = " ".join(("rhapsode", *(error.command_chain or ())))
+    if isinstance(error, UnknownCommandError) and error.app is not None and error.unused_tokens:
+        word = error.unused_tokens[0]
+        if word.startswith("-"):
+            return f"there is no option {word!r}. See `{command} --help`."
+        return f"there is no command {word!r}. {nearest(word, (name for name in error.app if name[0] != '-'))}"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"{command} does not take {' '.join(error.unused_tokens)!r} as well. See `{command} --help`."
+    message = " ".join(str(error).split())
+    return message if message.endswith("?") else f"{message.rstrip('.')}. See `{command} --help`."
+
+
+def _fail(message: str, code: int, error: BaseException | None = None) -> int:
+    if error is not None and os.environ.get("RHAPSODE_TRACEBACK"):
+        traceback.print_exception(error)
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.name != "nt"
+    print(f"\x1b[31merror:\x1b[0m {message}" if colour else f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _fault(error: Exception) -> int:
+    """Our own fault: say so, and leave the traceback where it can be sent to us from."""
+    told = f"{type(error).__name__}: {error}".splitlines()[0]
+    if os.environ.get("RHAPSODE_TRACEBACK"):
+        return _fail(f"{told}. This is a fault of Rhapsode, not of your input.", 1, error)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="rhapsode-fault-", suffix=".txt", delete=False
+    ) as file:
+        file.write(f"rhapsode {__version__}, Python {sys.version}, {sys.platform}\n{' '.join(sys.argv)}\n\n")
+        traceback.print_exception(error, file=file)
+    return _fail(f"{told}. This is a fault of Rhapsode, not of your input; please report it with {file.name}.", 1)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Models write any character, file names may hold bytes that are none: neither may end the work.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
