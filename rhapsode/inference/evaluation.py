@@ -1,0 +1,129 @@
+"""How well a model predicts a text: nats per token, perplexity, bits per byte.
+
+    rhapsode evaluate runs/mytext unseen.txt
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rhapsode.base.errors import InputError
+from rhapsode.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from rhapsode.base.progress import Progress
+
+LOGITS_AT_ONCE = 1 << 25
+"""Numbers in the largest block of logits: 128 MB, whatever the vocabulary."""
+
+UNPREDICTED = -1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a text was predicted."""
+
+    nats_per_token: float
+    """Mean of -ln p(token) over all predicted tokens: all but the first, which nothing precedes."""
+    perplexity: float
+    """exp(nats_per_token)."""
+    bits_per_byte: float
+    """Length of the whole text in the model's code, in bits per byte of UTF-8: comparable between tokenizers."""
+    tokens: int
+    """Predicted tokens."""
+    bytes: int
+    """Bytes of UTF-8 that all tokens, the first included, stand for."""
+
+
+def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, first) of each window over a text of so many tokens.
+
+    A window reads tokens[start:end] and predicts tokens[start + 1 : end + 1]; of these it counts tokens[first:],
+    which no window before it has counted. So each token but the very first counts exactly once, seen after at least
+    `context - stride` others (after all there are, in the first window).
+    """
+    start, first = 0, 1
+    while first < tokens:
+        end = min(start + context, tokens - 1)
+        yield start, end, first
+        start, first = start + stride, end + 1
+
+
+def evaluate(
+    model: Decoder,
+    tokens: np.ndarray,
+    *,
+    context: int,
+    stride: int,
+    bytes_of_text: int,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Predict every token of a text from those before it.
+
+    Bits per byte charge the first token, which nothing precedes, log2(vocabulary): the figure is then the length of
+    a real code for every byte of the text. End-of-text tokens between documents are predicted and charged too; they
+    stand for no bytes.
+
+    Args:
+        tokens: (tokens,) ids of any integer type; may be a memory map.
+        context: tokens a window reads.
+        stride: tokens from one window to the next; `context` for windows that do not overlap.
+        bytes_of_text: bytes of UTF-8 that the tokens stand for.
+        batch: windows side by side; it does not change the result beyond rounding.
+        progress: advanced by the tokens predicted.
+
+    Raises:
+        InputError: a text of fewer than two tokens or of no bytes, a context beyond the model's, or a stride beyond
+            the context.
+    """
+    if len(tokens) < 2 or bytes_of_text < 1:
+        raise InputError(f"a text of {len(tokens)} tokens is too short to be predicted", todo="Give at least two.")
+    if not 1 <= context <= model.config.context_length:
+        raise InputError(f"context must be between 1 and the model's {model.config.context_length}, not {context}")
+    if not 1 <= stride <= context:
+        raise InputError(f"stride must be between 1 and the context of {context}, not {stride}")
+    device = model.embedding.weight.device
+    context = min(context, len(tokens) - 1)
+    todo = list(windows(len(tokens), context, min(stride, context)))
+    nats = 0.0
+    for begin in range(0, len(todo), batch):
+        group = todo[begin : begin + batch]
+        ids = np.zeros((len(group), context), dtype=np.int64)  # what is right of a short window's end, nobody sees
+        targets = np.full((len(group), context), UNPREDICTED, dtype=np.int64)
+        for row, (start, end, first) in enumerate(group):
+            ids[row, : end - start] = tokens[start:end]
+            targets[row, first - 1 - start : end - start] = tokens[first : end + 1]
+        nats += _summed_loss(model, torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
+        if progress is not None:
+            progress.advance(int((targets != UNPREDICTED).sum()))
+    predicted = len(tokens) - 1
+    mean = nats / predicted
+    bits = (nats + math.log(model.config.vocabulary_size)) / math.log(2)
+    return Evaluation(
+        nats_per_token=mean,
+        perplexity=math.exp(mean) if mean < math.log(np.finfo(np.float64).max) else math.inf,
+        bits_per_byte=bits / bytes_of_text,
+        tokens=predicted,
+        bytes=bytes_of_text,
+    )
+
+
+@torch.no_grad()
+def _summed_loss(model: Decoder, ids: torch.Tensor, targets: torch.Tensor) -> float:
+    """The sum of -ln p over the targets (batch, time) that count; logits are made for these alone, block by block."""
+    counted = targets != UNPREDICTED
+    hidden = model.hidden(ids)[counted]  # (counted, hidden)
+    wanted = targets[counted]  # (counted,)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocabulary_size)
+    total = 0.0
+    for some, their in zip(torch.split(hidden, rows), torch.split(wanted, rows), strict=True):
+        total += F.cross_entropy(model.head(some), their, reduction="sum").item()
+    return total
