@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Settings = TypeVar("Settings", bound=DataclassInstance)
 
 LARGEST_FILE = 100_000  # bytes; settings are written by hand
+DEEPEST_NESTING = 10
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,6 @@ def read_yaml(path: Path) -> Located:
         raise InputError(f"is not the YAML of a settings file ({error.problem})", where=f"{where}{line}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number beyond what there is
         raise InputError(f"is not YAML ({str(error).splitlines()[0]})", where=where) from None
-    except RecursionError:
-        raise InputError("is nested too deeply for a settings file", where=where) from None
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -159,10 +158,14 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def _parsed(text: str, where: str) -> Located:
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark = typing.cast("yaml.error.Mark", event.start_mark)
         if isinstance(event, yaml.AliasEvent):
-            mark = typing.cast("yaml.error.Mark", event.start_mark)
             raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_NESTING:
+            raise yaml.MarkedYAMLError(problem="lists are nested too deeply", problem_mark=mark)
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()

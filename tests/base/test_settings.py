@@ -118,7 +118,7 @@ def test_the_file_and_line_of_a_mistake_are_named(tmp_path: Path) -> None:
         ("a: 2024-99-99\n", ": is not YAML (month must be in 1..12"),
         (b"a: \xff\n", ": is not UTF-8 text. Save it as UTF-8."),
         ("a: \x00\n", ": is not YAML ("),
-        ("[" * 5000 + "]" * 5000, ": is nested too deeply for a settings file."),
+        ("[" * 5000 + "]" * 5000, ":1: is not the YAML of a settings file (lists are nested too deeply)."),
         ("#" * 100_001, ": is larger than 100,000 bytes, which no settings file is."),
     ],
 )
