@@ -1,0 +1,50 @@
+"""Dropout whose masks are a pure function of (seed, step, sample, place), and nearly free.
+
+torch draws its mask with one thread, one number per element; here 16 random bits do, from a counter-based generator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rhapsode.base.random import generator
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return torch.ops.aten.native_dropout_backward(x, mask, scale)  # x * mask * scale in one pass
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (mask,) = ctx.saved_tensors
+        return torch.ops.aten.native_dropout_backward(gradient, mask, ctx.scale), None, None
+
+
+class ResidualDropout:
+    """Dropout on the embedding and on what each attention and feed-forward adds to the residual stream.
+
+    Args:
+        rate: share of the elements zeroed, to the nearest 1/65536.
+        seed: the run's seed.
+        step: the training step.
+        sample: the first sample of the micro-batch.
+    """
+
+    def __init__(self, rate: float, seed: int, step: int, sample: int) -> None:
+        self.threshold = round(rate * 65536) - 32768
+        self.scale = 65536 / (65536 - round(rate * 65536))
+        self.seed, self.step, self.sample = seed, step, sample
+
+    def __call__(self, x: Tensor, place: int) -> Tensor:
+        draw = generator(self.seed, "dropout", self.step, self.sample, place)
+        bits = torch.frombuffer(bytearray(draw.bytes(2 * x.numel())), dtype=torch.int16)
+        mask = (bits >= self.threshold).view(x.shape).to(x.device)
+        return _Masked.apply(x, mask, self.scale)  # type: ignore[no-any-return]

@@ -1,0 +1,311 @@
+"""The training loop: there is one, and this is it.
+
+Each step is a pure function of (weights, optimizer state, step number): a run that is killed and resumed ends with the
+same bits as one that is not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rhapsode.base.errors import NotFiniteError, RhapsodeError
+from rhapsode.base.progress import Progress, duration
+from rhapsode.inference.evaluation import Evaluation, evaluate
+from rhapsode.model.decoder import Decoder
+from rhapsode.model.folder import save_model
+from rhapsode.training.batches import Windows
+from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint, verify_folder
+from rhapsode.training.dropout import ResidualDropout
+from rhapsode.training.horizon import Horizon
+from rhapsode.training.optimizers import Optimizers
+from rhapsode.training.run_folder import RunFolder
+from rhapsode.training.schedules import Schedule
+from rhapsode.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from rhapsode.tokenizer.tokenizer import Tokenizer
+
+TURNED_UP = 1.01
+"""Validation has turned up for good only when it is also this much above its best."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The fixed slice of text that the run is judged on."""
+
+    tokens: np.ndarray
+    """(tokens,) ids."""
+    bytes_of_text: int
+    """Bytes of UTF-8 they stand for."""
+
+
+class Interruption:
+    """SIGINT and SIGTERM as a flag, so that the step or the save in hand ends first."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def watched(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Catch the signals inside the block. A third one in a row is obeyed at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        received = 0
+
+        def handler(number: int, _frame: Any) -> None:
+            nonlocal received
+            received += 1
+            self.signal = number
+            if received == 1:
+                say("Stopping: finishing this step and saving. Twice more to leave at once.")
+            elif received > 2:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+
+
+class Trainer:
+    """One run's loop over its steps.
+
+    Args:
+        forward_loss: `model.loss`, possibly compiled.
+        identity: what its checkpoints belong to; see `save_checkpoint`.
+        provenance: what its model folders say of themselves.
+        started: `time.time()` when the command began.
+        draw_sample: writes some text with the model; (prompt, temperature) -> text.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        windows: Windows,
+        validation: Validation,
+        settings: TrainSettings,
+        horizon: Horizon,
+        optimizers: Optimizers,
+        run: RunFolder,
+        state: State,
+        device: torch.device,
+        peak_flops: float,
+        identity: dict[str, str],
+        provenance: dict[str, Any],
+        started: float,
+        draw_sample: Callable[[str, float], str],
+        forward_loss: Callable[..., torch.Tensor],
+    ) -> None:
+        self.model, self.tokenizer, self.windows, self.validation = model, tokenizer, windows, validation
+        self.settings, self.horizon, self.optimizers, self.run_folder = settings, horizon, optimizers, run
+        self.state, self.device, self.peak_flops = state, device, peak_flops
+        self.identity, self.provenance = identity, provenance
+        self.draw_sample, self.forward_loss = draw_sample, forward_loss
+        self.interruption = Interruption()
+        self.began = time.time()
+        self.seconds_before = state.seconds + (self.began - started)
+        self.last_evaluation: Evaluation | None = None
+        self.board = self._tensorboard()
+
+    def elapsed(self) -> float:
+        """Seconds the run has taken, over all its processes."""
+        return self.seconds_before + time.time() - self.began
+
+    def train(self) -> str:
+        """Train to the horizon; returns why it ended: "done", "validation turned up", "SIGINT" or "SIGTERM".
+
+        Raises:
+            NotFiniteError: the loss or a gradient is not a number; the last good checkpoint is kept.
+        """
+        run, settings = self.run_folder, self.settings
+        first, first_elapsed = self.state.step, self.elapsed()
+        with (
+            self.interruption.watched(lambda text: run.say(text)),
+            Progress("training", total=self.horizon.steps(first), unit="steps", completed=first) as bar,
+        ):
+            reason = "done"
+            while self.state.step < (steps := self.horizon.steps(self.state.step)):
+                bar.total = steps
+                loss = self._step(steps)
+                step = self.state.step
+                elapsed = self.elapsed()
+                self.horizon.look_at_clock(step, elapsed, (elapsed - first_elapsed) / (step - first))
+                last = step >= self.horizon.steps(step)
+                if step % settings.validation_interval == 0 or last:
+                    self._validate(bar)
+                if step % settings.sample_interval == 0 or last:
+                    self._sample()
+                if step % settings.checkpoint_interval == 0 or last or self._best_now():
+                    self._checkpoint()
+                bar.update(step, loss=f"{loss:.3f}", ends_in=duration(self._seconds_left(step, first, first_elapsed)))
+                if self.interruption.signal is not None:
+                    self._checkpoint()
+                    reason = signal.Signals(self.interruption.signal).name
+                    break
+                if self._turned_up():
+                    reason = "validation turned up"
+                    break
+        return reason
+
+    def _seconds_left(self, step: int, first: int, first_elapsed: float) -> float:
+        per_step = (self.elapsed() - first_elapsed) / (step - first)
+        return (self.horizon.steps(step) - step) * per_step
+
+    def _step(self, steps: int) -> float:
+        """One optimizer step; returns the loss in nats per token."""
+        settings, state = self.settings, self.state
+        began = time.perf_counter()
+        first = state.step * settings.batch_size
+        tokens = settings.batch_size * settings.context_length
+        self.optimizers.zero_grad()
+        total = 0.0
+        for offset in range(0, settings.batch_size, settings.micro_batch_size):
+            count = min(settings.micro_batch_size, settings.batch_size - offset)
+            inputs, targets = self.windows.batch(first + offset, count)  # (count, context) each
+            self._check_ids(inputs, targets, first + offset)
+            dropout = None
+            if settings.dropout > 0:
+                dropout = ResidualDropout(settings.dropout, settings.seed, state.step, first + offset)
+            with self._precision():
+                loss = self.forward_loss(
+                    torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device), dropout
+                )
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        loss_per_token = total / tokens
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clipping or math.inf))
+        self._check_finite(loss_per_token, norm, first)
+        schedule = Schedule(
+            settings.schedule, steps, settings.warmup_steps, settings.decay_share, settings.final_share
+        )
+        share = schedule.share(state.step)
+        self.optimizers.set_share(share)
+        self.optimizers.step()
+        self.state = replace(state, step=state.step + 1, tokens=state.tokens + tokens, seconds=self.elapsed())
+        rate = tokens / (time.perf_counter() - began)
+        self._record(
+            "train",
+            loss=loss_per_token,
+            learning_rate=settings.learning_rate * share,
+            gradient_norm=norm,
+            tokens_per_second=rate,
+            peak_share=rate * self.model.config.training_flops_per_token(settings.context_length) / self.peak_flops,
+        )
+        return loss_per_token
+
+    def _precision(self) -> torch.autocast:
+        """bf16 on GPUs that have it; fp32 everywhere else."""
+        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _check_ids(self, inputs: np.ndarray, targets: np.ndarray, first: int) -> None:
+        largest = max(int(inputs.max()), int(targets.max()))
+        if largest >= self.model.config.vocabulary_size:
+            raise NotFiniteError(
+                f"the data hold token {largest}; the vocabulary has {self.model.config.vocabulary_size}",
+                where=f"step {self.state.step + 1}, samples {first} to {first + len(inputs) - 1}",
+                todo="The token store is damaged: start again from the text with --force.",
+            )
+
+    def _check_finite(self, loss: float, norm: float, first: int) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = "the loss" if not math.isfinite(loss) else "a gradient"
+        starts = self.windows.starts(first, self.settings.batch_size)
+        where = f"step {self.state.step + 1}, samples {first} to {first + self.settings.batch_size - 1}"
+        self.run_folder.record("warning", **self._where(), message=f"{what} is not a finite number at {where}")
+        raise NotFiniteError(
+            f"{what} is not a finite number; the weights were not changed (the samples begin at tokens "
+            f"{', '.join(map(str, starts[:8]))}{', ...' if len(starts) > 8 else ''} of the training text)",
+            where=where,
+            todo="The last good checkpoint is kept. Try a smaller --learning-rate, in another run folder.",
+        )
+
+    def _validate(self, bar: Progress) -> None:
+        settings, state = self.settings, self.state
+        found = evaluate(
+            self.model,
+            self.validation.tokens,
+            context=settings.context_length,
+            stride=settings.context_length,
+            bytes_of_text=self.validation.bytes_of_text,
+            batch=max(1, 16_384 // settings.context_length),
+        )
+        self.last_evaluation = found
+        best = state.best_loss is None or found.nats_per_token < state.best_loss
+        if best:
+            self.state = replace(state, best_loss=found.nats_per_token, best_step=state.step, evaluations_since_best=0)
+        else:
+            self.state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
+        self._record("validation", loss=found.nats_per_token, bits_per_byte=found.bits_per_byte, best=best)
+        bar.update(state.step, bits_per_byte=f"{found.bits_per_byte:.3f}")
+
+    def _best_now(self) -> bool:
+        return self.state.best_step == self.state.step
+
+    def _turned_up(self) -> bool:
+        state, patience = self.state, self.settings.patience
+        if not patience or state.best_loss is None or self.last_evaluation is None:
+            return False
+        worse = self.last_evaluation.nats_per_token > TURNED_UP * state.best_loss
+        return worse and state.evaluations_since_best >= patience
+
+    def _sample(self) -> None:
+        prompt = self.settings.sample_prompt
+        text = self.draw_sample(prompt, 0.8)
+        self.run_folder.sample(step=self.state.step, seconds=self.elapsed(), temperature=0.8, prompt=prompt, text=text)
+
+    def _checkpoint(self) -> None:
+        """Save, verify, and only then delete older ones. A full disk costs the checkpoint, not the run."""
+        run = self.run_folder
+        folder = run.checkpoints / checkpoint_name(self.state.step)
+        if folder.exists():
+            return
+        state = replace(self.state, seconds=self.elapsed())
+        try:
+            save_checkpoint(folder, self.write_model, self.optimizers.state(), state, self.identity)
+            verify_folder(folder)
+        except (OSError, RhapsodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            message = f"The checkpoint of step {self.state.step} could not be saved ({reason}); training goes on."
+            run.say(message)
+            self._record("warning", message=message)
+            return
+        retain(run.checkpoints, self.settings.keep_checkpoints, self.state.best_step)
+        self._record("checkpoint", message=folder.name)
+
+    def write_model(self, folder: Any) -> None:
+        """Write the model as it is now into an empty folder."""
+        save_model(folder, self.model, self.tokenizer, self.provenance | {"step": self.state.step})
+
+    def _where(self) -> dict[str, Any]:
+        return {"step": self.state.step, "tokens": self.state.tokens, "seconds": round(self.elapsed(), 3)}
+
+    def _record(self, kind: str, **values: Any) -> None:
+        self.run_folder.record(kind, **self._where(), **values)
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{kind}/{name}", value, self.state.step)
+
+    def _tensorboard(self) -> Any:
+        if not self.settings.tensorboard:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run_folder.tensorboard), purge_step=self.state.step)  # type: ignore[no-untyped-call]
