@@ -29,7 +29,7 @@ def threads() -> int:
     physical = psutil.cpu_count(logical=False) or logical
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     cores = min(physical, max(1, allowed * physical // logical))
-    return max(1, min(cores, math.floor(_cpu_quota())))
+    return max(1, int(min(cores, _cpu_quota())))
 
 
 def _cpu_quota() -> float:
