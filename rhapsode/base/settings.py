@@ -80,14 +80,16 @@ def validated(cls: type[Settings], values: Mapping[str, Any], where: str) -> Set
             or a field without a default that is missing.
     """
     annotations = typing.get_type_hints(cls, include_extras=True)
-    names = [field.name for field in fields(cls) if field.init]
+    defaults = {field.name: field.default for field in fields(cls) if field.init}
+    names = list(defaults)
     places = values.places if isinstance(values, Located) else {}
     checked = {}
     for name, value in values.items():
         place = places.get(name, f"{where}: {name}")
         if name not in names:
             raise InputError("there is no such setting", where=place, todo=nearest(name, names))
-        checked[name] = _checked(value, annotations[name], place)
+        unset = value is None and defaults[name] is None
+        checked[name] = None if unset else _checked(value, annotations[name], place)
     required = [field.name for field in fields(cls) if field.init and field.default is field.default_factory is MISSING]
     missing = [name for name in required if name not in checked]
     if missing:

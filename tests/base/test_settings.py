@@ -40,6 +40,7 @@ class Required:
 
     name: str
     tags: tuple[str, ...] = ()
+    limit: Annotated[float, Range(1)] = None  # type: ignore[assignment]
 
 
 def wrong(cls: type, values: dict[str, Any]) -> str:
@@ -84,6 +85,11 @@ def test_messages(name: str, value: object, message: str) -> None:
 
 def test_a_required_field_must_be_there() -> None:
     assert wrong(Required, {"tags": ["a"]}) == "here: a value is missing for name."
+
+
+def test_none_is_a_value_only_where_it_is_the_default() -> None:
+    assert validated(Required, {"name": "a", "limit": None}, "here").limit is None
+    assert wrong(Required, {"name": None}) == "here: name: value None is not text."
 
 
 @over(st.floats(allow_nan=False), st.floats(allow_nan=False), st.floats(allow_nan=False), st.booleans(), st.booleans())
