@@ -1,0 +1,117 @@
+"""Norm, rotation and gate with hand-written backward passes, against autograd on the formula written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rhapsode.model.functions import rms_norm, rotate, swiglu
+from rhapsode.model.layers import rotary_angles
+
+EPSILON = 1e-3  # large enough to matter
+
+
+def plain_rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * gain
+
+
+def plain_rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Each pair as a complex number, times e^(i angle)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.complex(first, second) * torch.complex(cosine, sine)
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def assert_same_values_and_gradients(
+    ours: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor]
+) -> None:
+    """In fp32, where the hand-written passes run, against the plain formula in fp64."""
+    single = [x.clone().requires_grad_() for x in inputs]
+    double = [x.double().requires_grad_() for x in inputs]
+    got, expected = ours(*single), plain(*double)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+    weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+    (got * weight).sum().backward()
+    (expected * weight.double()).sum().backward()
+    for mine, theirs in zip(single, double, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=3e-5, rtol=3e-5)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 70), st.floats(0.01, 30), st.integers(0, 99))
+def test_rms_norm(leading: list[int], size: int, scale: float, seed: int) -> None:
+    x, gain = noise(*leading, size, seed=seed) * scale + 0.3, 1 + 0.5 * noise(size, seed=seed + 1)
+    assert_same_values_and_gradients(lambda x, gain: rms_norm(x, gain, EPSILON), plain_rms_norm, [x, gain])
+
+
+def test_rms_norm_of_strided_input_and_gradient() -> None:
+    """Heads are cut out of a wider tensor: nothing may assume that memory is contiguous."""
+    x, gain = noise(4, 6, 10).transpose(0, 1)[..., ::2], 1 + noise(5, seed=1)
+    assert_same_values_and_gradients(lambda x, gain: rms_norm(x, gain, EPSILON), plain_rms_norm, [x, gain])
+    ours, plain = (x.clone().requires_grad_() for _ in range(2))
+    upstream = noise(5, 6, 4, seed=2).permute(1, 2, 0)  # not contiguous
+    rms_norm(ours, gain, EPSILON).backward(upstream)
+    plain_rms_norm(plain, gain).backward(upstream)
+    torch.testing.assert_close(ours.grad, plain.grad, atol=3e-5, rtol=3e-5)
+
+
+def test_rms_norm_in_double_precision_has_the_right_gradient() -> None:
+    x, gain = noise(3, 4).double().requires_grad_(), noise(4, seed=1).double().requires_grad_()
+    torch.testing.assert_close(rms_norm(x, gain, EPSILON), plain_rms_norm(x, gain))
+    assert torch.autograd.gradcheck(lambda x, gain: rms_norm(x, gain, EPSILON), (x, gain))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.booleans())
+def test_rotate(batch: int, time: int, heads: int, half: int, batched: bool) -> None:
+    positions = torch.arange(batch * time).view(batch, time) * 3 if batched else torch.arange(time)
+    cosine, sine = rotary_angles(positions, 2 * half, 100.0)
+    x = noise(batch, time, heads, 2 * half)
+    assert_same_values_and_gradients(
+        lambda x: rotate(x, cosine.to(x.dtype), sine.to(x.dtype)),
+        lambda x: plain_rotate(x, cosine.to(x.dtype), sine.to(x.dtype)),
+        [x],
+    )
+
+
+def test_rotate_and_swiglu_pass_gradcheck() -> None:
+    cosine, sine = rotary_angles(torch.arange(4), 6, 100.0, torch.float64)
+    x = noise(2, 4, 3, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cosine, sine), (x,))
+    gate, up = noise(3, 5).double().requires_grad_(), noise(3, 5, seed=1).double().requires_grad_()
+    assert torch.autograd.gradcheck(swiglu, (gate, up))
+
+
+def test_rotation_turns_by_position_times_frequency() -> None:
+    cosine, sine = rotary_angles(torch.tensor([0, 7]), 4, 100.0)
+    angles = torch.tensor([[0.0, 0.0], [7.0, 7.0 / 10.0]])  # 100^(-0/4) = 1, 100^(-2/4) = 1/10
+    torch.testing.assert_close(cosine[:, 0], angles.cos())
+    torch.testing.assert_close(sine[:, 0], angles.sin())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.floats(0.01, 10), st.integers(0, 999))
+def test_swiglu(shape: list[int], scale: float, seed: int) -> None:
+    gate, up = noise(*shape, seed=seed) * scale, noise(*shape, seed=seed + 1)
+    assert_same_values_and_gradients(swiglu, plain_swiglu, [gate, up])
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_rms_norm_neither_underflows_nor_overflows(scale: float) -> None:
+    x = noise(2, 8) * scale
+    expected = plain_rms_norm(x.double(), torch.ones(8, dtype=torch.float64)).float()
+    torch.testing.assert_close(rms_norm(x, torch.ones(8), EPSILON), expected)
