@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = 1 << 25
 """Numbers in the largest block of logits: 128 MB, whatever the vocabulary."""
 
-UNPREDICTED = -1
+UNCOUNTED = -1
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,35 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, 
         start, first = start + stride, end + 1
 
 
+@torch.no_grad()
+def token_losses(
+    model: Decoder, tokens: np.ndarray, *, context: int, stride: int, batch: int = 8
+) -> Iterator[np.ndarray]:
+    """-ln p of tokens[1:], in their order, some at a time; the arguments and errors are those of `evaluate`."""
+    if len(tokens) < 2:
+        raise InputError(f"a text of {len(tokens)} tokens is too short to be predicted", todo="Give at least two.")
+    if not 1 <= context <= model.config.context_length:
+        raise InputError(f"context must be between 1 and the model's {model.config.context_length}, not {context}")
+    if not 1 <= stride <= context:
+        raise InputError(f"stride must be between 1 and the context of {context}, not {stride}")
+    device = model.embedding.weight.device
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocabulary_size)
+    context = min(context, len(tokens) - 1)
+    every = windows(len(tokens), context, min(stride, context))
+    while group := list(islice(every, batch)):
+        ids = np.zeros((len(group), context), dtype=np.int64)  # what is right of a short window's end, nobody sees
+        targets = np.full((len(group), context), UNCOUNTED, dtype=np.int64)
+        for row, (start, end, first) in enumerate(group):
+            ids[row, : end - start] = tokens[start:end]
+            targets[row, first - 1 - start : end - start] = tokens[first : end + 1]
+        wanted = torch.from_numpy(targets).to(device)
+        counted = wanted != UNCOUNTED  # (batch, time)
+        hidden = model.hidden(torch.from_numpy(ids).to(device))[counted]  # (counted, hidden)
+        wanted = wanted[counted]  # (counted,)
+        for some, their in zip(torch.split(hidden, rows), torch.split(wanted, rows), strict=True):
+            yield F.cross_entropy(model.head(some), their, reduction="none").cpu().numpy()
+
+
 def evaluate(
     model: Decoder,
     tokens: np.ndarray,
@@ -84,26 +114,13 @@ def evaluate(
         InputError: a text of fewer than two tokens or of no bytes, a context beyond the model's, or a stride beyond
             the context.
     """
-    if len(tokens) < 2 or bytes_of_text < 1:
-        raise InputError(f"a text of {len(tokens)} tokens is too short to be predicted", todo="Give at least two.")
-    if not 1 <= context <= model.config.context_length:
-        raise InputError(f"context must be between 1 and the model's {model.config.context_length}, not {context}")
-    if not 1 <= stride <= context:
-        raise InputError(f"stride must be between 1 and the context of {context}, not {stride}")
-    device = model.embedding.weight.device
-    context = min(context, len(tokens) - 1)
-    todo = list(windows(len(tokens), context, min(stride, context)))
+    if bytes_of_text < 1:
+        raise InputError("a text of no bytes cannot be evaluated")
     nats = 0.0
-    for begin in range(0, len(todo), batch):
-        group = todo[begin : begin + batch]
-        ids = np.zeros((len(group), context), dtype=np.int64)  # what is right of a short window's end, nobody sees
-        targets = np.full((len(group), context), UNPREDICTED, dtype=np.int64)
-        for row, (start, end, first) in enumerate(group):
-            ids[row, : end - start] = tokens[start:end]
-            targets[row, first - 1 - start : end - start] = tokens[first : end + 1]
-        nats += _summed_loss(model, torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
+    for losses in token_losses(model, tokens, context=context, stride=stride, batch=batch):
+        nats += float(losses.sum(dtype=np.float64))
         if progress is not None:
-            progress.advance(int((targets != UNPREDICTED).sum()))
+            progress.advance(len(losses))
     predicted = len(tokens) - 1
     mean = nats / predicted
     bits = (nats + math.log(model.config.vocabulary_size)) / math.log(2)
@@ -114,16 +131,3 @@ def evaluate(
         tokens=predicted,
         bytes=bytes_of_text,
     )
-
-
-@torch.no_grad()
-def _summed_loss(model: Decoder, ids: torch.Tensor, targets: torch.Tensor) -> float:
-    """The sum of -ln p over the targets (batch, time) that count; logits are made for these alone, block by block."""
-    counted = targets != UNPREDICTED
-    hidden = model.hidden(ids)[counted]  # (counted, hidden)
-    wanted = targets[counted]  # (counted,)
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocabulary_size)
-    total = 0.0
-    for some, their in zip(torch.split(hidden, rows), torch.split(wanted, rows), strict=True):
-        total += F.cross_entropy(model.head(some), their, reduction="sum").item()
-    return total
