@@ -5,18 +5,22 @@ Run `rhapsode --help`. Exit codes: 0 done, 2 the input was wrong, 1 a fault of R
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
+import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from inspect import BoundArguments
+from inspect import Parameter as Kind
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Group, UnknownCommandError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
 
 from rhapsode import __version__
-from rhapsode.base.errors import RhapsodeError, nearest
+from rhapsode.base.errors import InputError, RhapsodeError, nearest
 
 HELP = """\
 From text of your own to a language model of your own, on the machine you have.
@@ -49,6 +53,12 @@ COMMANDS = (
 )
 
 
+def _shown_default(value: object) -> str | None:
+    if value is None or value is False or value == ():
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def application() -> App:
     """The command line, with every command still unimported."""
     app = App(
@@ -56,6 +66,7 @@ def application() -> App:
         help=HELP,
         help_format="plaintext",  # only here: it keeps the examples' columns
         version=__version__,
+        default_parameter=Parameter(negative="", show_default=_shown_default),
         result_action="return_value",
         print_error=False,
         exit_on_error=False,
@@ -72,7 +83,10 @@ def application() -> App:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
     try:
-        application()(list(arguments))
+        app = application()
+        command, bound, _ = app.parse_args(list(arguments))
+        _refuse_unknown_options(app, bound, arguments)
+        command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
     except CycloptsError as error:
         return _fail(_one_line(error), 2)
@@ -94,6 +108,22 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _fault(error)
     return 0
+
+
+def _refuse_unknown_options(app: App, bound: BoundArguments, arguments: Sequence[str]) -> None:
+    """Commands that read - as standard input take any word for a text: a misspelt option must not pass for one."""
+    if "--" in arguments:  # whoever writes it says that all words behind it are texts
+        return
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind in (Kind.VAR_POSITIONAL, Kind.POSITIONAL_ONLY):
+            for word in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(word, str) and re.match(r"--?[A-Za-z]", word) and word in arguments:
+                    chain, apps, _ = app.parse_commands(list(arguments))
+                    options = [option for taken in apps[-1].assemble_argument_collection() for option in taken.names]
+                    near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+                    todo = f"Did you mean {near[0]!r}?" if near else f"See `{' '.join(('rhapsode', *chain))} --help`."
+                    raise InputError(f"there is no option {word!r}", todo=todo)
 
 
 def _one_line(error: CycloptsError) -> str:

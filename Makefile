@@ -1,0 +1,53 @@
+# On a fresh clone, with Python 3.11 or newer and make:
+#
+#   make demo     train three minutes on Shakespeare, write runs/demo/report.html, print samples
+#   make test     the whole test suite
+#   make lint     style and types
+#   make bench    the quick benchmarks, each printing its table
+#
+# Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# takes torch without its gigabytes of CUDA libraries.
+
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: demo test test-peers lint bench clean
+
+demo: .venv/installed
+	$(BIN)/rhapsode demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+test-peers: .venv/installed-dev
+	$(BIN)/python -m pytest -m "slow or peers"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed-dev
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+# The environment is made once; a change of the stated requirements updates it.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Rhapsode needs Python 3.11 or newer: make PYTHON=python3.12 demo")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (some minutes the first time)."
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing what the tests need."
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info
