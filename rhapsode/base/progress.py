@@ -158,7 +158,7 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.completed, state=self.state())
+            self._bar.update(self._task, total=self.total, completed=self.completed, state=self.state())
             self._bar.refresh()
         else:
             self._lines_printed += 1

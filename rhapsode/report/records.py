@@ -7,6 +7,7 @@ import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ TRAIN_COLUMNS = (
     "peak_share",
 )
 VALIDATION_COLUMNS = ("step", "tokens", "seconds", "loss", "bits_per_byte")
+DOCUMENTS_READ = 10_000
 LOG_LINES = 60
 LARGEST_LOG_READ = 100_000  # bytes from its end
 
@@ -61,6 +63,8 @@ class Records:
     """One record for each time the run was started or resumed."""
     train: Series = field(default_factory=lambda: Series(TRAIN_COLUMNS))
     validation: Series = field(default_factory=lambda: Series(VALIDATION_COLUMNS))
+    documents: list[dict[str, Any]] = field(default_factory=list)
+    """The first documents of the corpus: source, bytes, licence, split."""
     events: list[dict[str, Any]] = field(default_factory=list)
     """Warnings, and how the run ended each time it did."""
     end: dict[str, Any] | None = None
@@ -92,6 +96,7 @@ def read_records(run: Path) -> Records:
     for path, reader, target in (
         (run / "run.yaml", read_yaml, records.settings),
         (run / "plan.json", read_json, records.plan),
+        (_corpus_folder(run) / "manifest.json", read_json, records.corpus),
     ):
         if path.exists():
             try:
@@ -100,8 +105,13 @@ def read_records(run: Path) -> Records:
                 records.problems.append(str(error))
     _read_metrics(records)
     records.samples = [sample for sample in _json_lines(run / "samples.jsonl", records) if "text" in sample]
+    records.documents = list(islice(_json_lines(_corpus_folder(run) / "documents.jsonl", records), DOCUMENTS_READ))
     records.log = _last_lines(run / "log.txt")
     return records
+
+
+def _corpus_folder(run: Path) -> Path:
+    return run / "corpus"
 
 
 def _read_metrics(records: Records) -> None:

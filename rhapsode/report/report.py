@@ -23,6 +23,7 @@ from rhapsode.report.records import Records, number, read_records
 
 PAGE = "report.html"
 LONGEST_SAMPLE = 900  # characters shown of each sample
+DOCUMENTS_SHOWN = 12
 
 
 def write_report(run: Path) -> Path:
@@ -91,7 +92,7 @@ def _contents(records: Records) -> dict[str, Any]:
             if event is not records.end
         ],
         "plan": _plan(records.plan),
-        "corpus": _corpus(records.corpus),
+        "corpus": _corpus(records),
         "commands": [{"what": what, "line": line} for what, line in next_commands(records.run)],
         "details": [(title, rows) for title, rows in _details(records) if rows],
         "log": "\n".join(records.log),
@@ -129,7 +130,9 @@ def _facts(records: Records) -> list[dict[str, Any]]:
         best = int(np.nanargmin(losses))
         if math.isfinite(bits[best]):
             first = bits[np.isfinite(bits)][0]
-            add("Validation", f"{bits[best]:.3f}", "bits per byte", f"{first:.2f} at the start")
+            expected = number(records.plan.get("expected_bits_per_byte"))
+            told = f", {expected:.2f} expected" if math.isfinite(expected) else ""
+            add("Validation", f"{bits[best]:.3f}", "bits per byte", f"{first:.2f} at first{told}")
         note = f"perplexity {math.exp(min(losses[best], 700)):,.2f}"
         add(
             "Best loss",
@@ -176,21 +179,35 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     choices = plan.get("choices")
-    if not isinstance(choices, list):
-        return (
-            {"text": "", "choices": [{"name": name, "value": value, "reason": ""} for name, value in _flat(plan)]}
-            if plan
-            else {}
-        )
-    rows = [choice for choice in choices if isinstance(choice, dict)]
+    rows = [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []
     return {
-        "text": str(plan.get("summary") or ""),
+        "summary": str(plan.get("summary") or ""),
         "choices": [{key: _text(row.get(key)) for key in ("name", "value", "reason")} for row in rows],
     }
 
 
-def _corpus(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"title": "", "head": ["", ""], "rows": _flat(manifest)}] if manifest else []
+def _corpus(records: Records) -> list[dict[str, Any]]:
+    """The tables of the text: its two parts, what was read, what was dropped and why, the largest documents."""
+    manifest = records.corpus
+
+    def rows(key: str, *columns: str) -> list[list[str]]:
+        part = manifest.get(key)
+        entries = part.items() if isinstance(part, dict) else ()
+        return [[name, *(_text(entry.get(column)) for column in columns)] for name, entry in entries]
+
+    largest = sorted(records.documents, key=lambda document: -number(document.get("bytes")))[:DOCUMENTS_SHOWN]
+    columns = ("source", "split", "bytes", "licence")
+    tables = (
+        ("", ["part", "documents", "characters", "bytes"], rows("splits", "documents", "characters", "bytes")),
+        ("Read", ["kind", "files", "documents", "characters"], rows("read", "files", "documents", "characters")),
+        ("Dropped", ["reason", "documents", "such as"], rows("dropped", "count", "examples")),
+        (
+            "Largest documents" if len(records.documents) > 1 else "The document",
+            [*columns],
+            [[_text(document.get(column)) for column in columns] for document in largest],
+        ),
+    )
+    return [{"title": title, "head": head, "rows": content} for title, head, content in tables if content]
 
 
 def _details(records: Records) -> Iterable[tuple[str, list[tuple[str, str]]]]:
@@ -217,6 +234,8 @@ def _text(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}"
     if isinstance(value, list):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rhapsode.base.random import generator
+from rhapsode.corpus.prepare import prepare_corpus
 
 STEPS = 2000
 VERSIONS = {"rhapsode": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"}
@@ -28,6 +29,15 @@ KING RICHARD:
 Peace, gentle cousin. Shall I be the first
 To weep for England, or the last to laugh?
 """
+
+
+TEXTS = {
+    "henry.txt": "Once more unto the breach, dear friends, once more.\n" * 40,
+    "copy of henry.txt": "Once more unto the breach, dear friends, once more.\n" * 40,
+    "richard.md": "Now is the winter of our discontent.\n" * 60,
+    "john.html": "<p>Life is as tedious as a twice-told tale.</p>",
+    "empty.txt": "",
+}
 
 
 def metrics(first: int = 1, last: int = STEPS, *, resumed_from: int | None = None) -> list[dict[str, Any]]:
@@ -98,6 +108,12 @@ def make_run(run: Path) -> Path:
         {"name": "layers", "value": 4, "reason": "Four shapes were timed; this one ends lowest in three minutes."},
         {"name": "batch", "value": "32 × 128", "reason": "The largest that still makes enough steps."},
     ]
-    (run / "plan.json").write_text(json.dumps({"choices": choices}), encoding="utf-8")
+    plan = {"summary": "A character model of 1.8 M parameters.", "expected_bits_per_byte": 2.1, "choices": choices}
+    (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    texts = run.parent / "texts"
+    texts.mkdir()
+    for name, text in TEXTS.items():
+        (texts / name).write_text(text, encoding="utf-8")
+    prepare_corpus([str(texts)], run / "corpus", licence="public domain")
     (run / "log.txt").write_text("step 1\nstep 2\n", encoding="utf-8")
     return run
