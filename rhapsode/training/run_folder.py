@@ -25,6 +25,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = path / "lock"
         self.settings = path / "run.yaml"
         self.plan = path / "plan.json"
         self.horizon = path / "horizon.json"
@@ -57,12 +58,17 @@ class RunFolder:
                 where=str(self.path),
                 todo="Choose another folder with --out.",
             ) from None
-        with exclusive_lock(self.path / "lock", "training in this folder"):
+        with exclusive_lock(self.lock, "training in this folder"):
             yield
 
     @property
+    def begun(self) -> bool:
+        """Whether a run was ever begun here, even one that was killed before it had a plan."""
+        return self.lock.exists()
+
+    @property
     def exists(self) -> bool:
-        """Whether a run was started here."""
+        """Whether there is a run with a plan here, which can be resumed."""
         return self.settings.exists()
 
     def write_settings(self, values: dict[str, Any]) -> None:

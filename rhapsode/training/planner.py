@@ -1,0 +1,408 @@
+"""The planner behind the dial: from a text, a machine and a number of minutes to every setting of a run, with reasons.
+
+    rhapsode train mytext.txt --minutes 10 --dry-run
+
+It times a few shapes on this machine and takes the one whose expected loss is lowest. The constants come from runs
+whose numbers stand in docs/lab.md.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.files import read_json
+from rhapsode.base.machine import memory_bytes
+from rhapsode.base.progress import duration
+from rhapsode.base.settings import overridden
+from rhapsode.model.config import DecoderConfig
+from rhapsode.model.decoder import Decoder
+from rhapsode.model.initialization import initialise
+from rhapsode.training.optimizers import Optimizers
+from rhapsode.training.settings import UNSET, TrainSettings
+
+SHAPES = (
+    (64, 2),
+    (96, 3),
+    (128, 4),
+    (192, 4),
+    (256, 5),
+    (320, 6),
+    (384, 6),
+    (512, 8),
+    (640, 10),
+    (768, 12),
+    (1024, 16),
+    (1536, 20),
+    (2048, 24),
+)
+"""Widths and depths to choose from: deeper as they get wider, as published families are."""
+
+DEFAULTS = TrainSettings(
+    seed=0,
+    rope_theta=10_000.0,
+    optimizer="muon",
+    momentum=0.95,
+    adam_beta1=0.9,
+    adam_beta2=0.95,
+    adam_epsilon=1e-8,
+    weight_decay=0.0,
+    clipping=1.0,
+    dropout=0.0,
+    schedule="wsd",
+    decay_share=0.6,
+    final_share=0.0,
+    patience=6,
+    keep_checkpoints=2,
+    tensorboard=False,
+    device="auto",
+)
+"""What does not depend on text, machine or time."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision, for people to read."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every setting of a run, why, and what to expect."""
+
+    settings: TrainSettings
+    config: DecoderConfig
+    choices: list[Choice]
+    summary: str
+    expected_bits_per_byte: float
+    timed: bool
+    """Whether the number of steps follows the clock, not --steps."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For plan.json."""
+        return {
+            "summary": self.summary,
+            "expected_bits_per_byte": self.expected_bits_per_byte,
+            "timed": self.timed,
+            "choices": [asdict(choice) for choice in self.choices],
+        }
+
+    @staticmethod
+    def from_json(path: Path, settings: TrainSettings, vocabulary_size: int) -> Plan:
+        """The plan of a run that was begun before.
+
+        Raises:
+            DamagedError: plan.json is not what `as_json` gives.
+        """
+        values = read_json(path)
+        try:
+            return Plan(
+                settings=settings,
+                config=shape(settings, vocabulary_size),
+                choices=[Choice(**choice) for choice in values["choices"]],
+                summary=values["summary"],
+                expected_bits_per_byte=values["expected_bits_per_byte"],
+                timed=values["timed"],
+            )
+        except (KeyError, TypeError):
+            raise DamagedError("is not a plan", where=str(path)) from None
+
+    def with_settings(self, **values: Any) -> Plan:
+        """The same plan with some settings replaced."""
+        return replace(self, settings=replace(self.settings, **values))
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the planner knows of the tokenized text."""
+
+    tokens: int
+    """Training tokens."""
+    bytes: int
+    """Bytes of UTF-8 they stand for."""
+    validation_tokens: int
+    compressed_bits_per_byte: float
+    """What a general compressor reaches on a piece of it; see `compressed`."""
+
+
+def compressed(sample: str) -> float:
+    """Bits per byte that xz needs for a piece of text: how predictable it is before any learning."""
+    data = sample.encode("utf-8")
+    return 8.0 * len(lzma.compress(data, preset=1)) / max(1, len(data))
+
+
+def choose_tokenizer(settings: TrainSettings, text_bytes: int, minutes: float) -> tuple[str, int, str]:
+    """Kind, vocabulary size and reason, for a training text of so many bytes.
+
+    A token of several bytes makes each step worth more text, but every entry of the vocabulary must be met often
+    enough to be learned, and the head costs arithmetic for each.
+    """
+    if settings.tokenizer is not UNSET and settings.tokenizer != "bpe":
+        return settings.tokenizer, settings.vocabulary_size or 8192, "as asked"
+    for size in (32768, 16384, 8192, 4096, 2048, 1024, 512):
+        if text_bytes >= 400 * size * max(1.0, size / 2048) and minutes * 60 >= size / 16:
+            return "bpe", settings.vocabulary_size or size, f"{text_bytes / size:,.0f} bytes of text for each entry"
+    if settings.tokenizer == "bpe":
+        return "bpe", settings.vocabulary_size or 512, "as asked; the text is small"
+    return "character", 0, "the text is small: every character is met often"
+
+
+def expected_bits_per_byte(parameters: float, bytes_seen: float, text: Text) -> float:
+    """What a run should reach: a floor, and powers of the model's size and of the text it reads.
+
+    The form is Hoffmann et al. 2022, equation 10, in bytes; its constants are fitted to the runs in docs/lab.md, and
+    scaled by how well xz compresses the text compared with theirs. Text read again is worth less each time
+    (Muennighoff et al. 2023, equation 5).
+    """
+    fresh = min(bytes_seen, text.bytes)
+    repeats = max(0.0, bytes_seen / text.bytes - 1)
+    effective = fresh * (1 + REPEATS_WORTH * (1 - math.exp(-repeats / REPEATS_WORTH)))
+    scale = text.compressed_bits_per_byte / REFERENCE_COMPRESSED
+    return scale * (FLOOR + SIZE_FACTOR / parameters**SIZE_POWER + TEXT_FACTOR / effective**TEXT_POWER)
+
+
+REFERENCE_COMPRESSED = 3.6
+FLOOR, SIZE_FACTOR, SIZE_POWER, TEXT_FACTOR, TEXT_POWER = 0.9, 20.0, 0.3, 60.0, 0.33
+REPEATS_WORTH = 8.0
+
+
+def shape(settings: TrainSettings, vocabulary_size: int) -> DecoderConfig:
+    """The model's shape from settings in which every size is chosen, or follows from those that are."""
+    heads = settings.heads or max(1, settings.hidden_size // (settings.head_dim or 64))
+    return DecoderConfig(
+        vocabulary_size=vocabulary_size,
+        hidden_size=settings.hidden_size,
+        layers=settings.layers,
+        heads=heads,
+        kv_heads=settings.kv_heads or heads,
+        head_dim=settings.head_dim or settings.hidden_size // heads,
+        intermediate_size=settings.intermediate_size or round(settings.hidden_size * 8 / 3 / 32) * 32,
+        context_length=settings.context_length,
+        rope_theta=settings.rope_theta,
+        tied_embeddings=settings.tied_embeddings,
+    )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A shape, and how fast it trains here."""
+
+    settings: TrainSettings
+    config: DecoderConfig
+    seconds_per_token: float
+    expected: float
+
+
+def make_plan(
+    settings: TrainSettings, text: Text, tokenizer_reason: str, device: torch.device, seconds: float | None
+) -> Plan:
+    """Choose everything that is still open.
+
+    Args:
+        settings: chosen so far, the defaults among them; `vocabulary_size` is the tokenizer's.
+        tokenizer_reason: why the tokenizer is as it is.
+        seconds: what is left for planning and training; None when the number of steps is given.
+
+    Raises:
+        InputError: the text is too short, or the shape does not fit in memory.
+    """
+    began = time.perf_counter()
+    settings = overridden(_context(settings, text, seconds), settings)
+    candidates = [_sized(settings, width, layers) for width, layers in _open_shapes(settings)]
+    memory = settings.memory * 1e9 if settings.memory else memory_bytes() / 2
+    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config) <= memory]
+    if not fitting:
+        chosen, config = candidates[0]
+        raise InputError(
+            f"training needs about {_memory(chosen, config) / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
+            where="--memory",
+            todo="Choose a smaller --hidden-size, --layers or --micro-batch-size, or allow more.",
+        )
+    timed = [_timed(chosen, config, text, device, seconds) for chosen, config in _worth_timing(fitting, text, seconds)]
+    best = min(timed, key=lambda candidate: candidate.expected)
+    if seconds is not None:
+        seconds -= time.perf_counter() - began
+    return _written(best, timed, text, tokenizer_reason, seconds)
+
+
+def _context(settings: TrainSettings, text: Text, seconds: float | None) -> TrainSettings:
+    """The context length: longer pays only when there is time to learn from what is far away."""
+    minutes = math.inf if seconds is None else seconds / 60
+    character = settings.tokenizer in ("character", "byte")
+    wanted = (128 if minutes < 2 else 256) if character else (128 if minutes < 8 else 256 if minutes < 60 else 512)
+    shortest = min(text.tokens, text.validation_tokens)
+    while wanted > 8 and wanted * 4 > shortest:
+        wanted //= 2
+    return TrainSettings(context_length=wanted, tied_embeddings=settings.vocabulary_size > 16_384)
+
+
+def _open_shapes(settings: TrainSettings) -> list[tuple[int, int]]:
+    """The widths and depths that agree with what was chosen."""
+    shapes = [
+        (settings.hidden_size or width, settings.layers or layers)
+        for width, layers in SHAPES
+    ]  # fmt: skip
+    return sorted(set(shapes))
+
+
+def _sized(settings: TrainSettings, width: int, layers: int) -> tuple[TrainSettings, DecoderConfig]:
+    head_dim = 32 if width < 256 else 64
+    heads = settings.heads or max(1, width // (settings.head_dim or head_dim))
+    chosen = overridden(TrainSettings(hidden_size=width, layers=layers, heads=heads), settings)
+    config = shape(chosen, settings.vocabulary_size)
+    sizes = TrainSettings(
+        kv_heads=config.kv_heads, head_dim=config.head_dim, intermediate_size=config.intermediate_size
+    )
+    return overridden(sizes, chosen), config
+
+
+def _micro_tokens(settings: TrainSettings) -> int:
+    """Tokens computed at once while a shape is timed."""
+    windows = settings.micro_batch_size or settings.batch_size or max(1, 2048 // settings.context_length)
+    return windows * settings.context_length
+
+
+def _memory(settings: TrainSettings, config: DecoderConfig) -> float:
+    """Bytes that training takes, roughly: weights, gradients, two moments, and the activations of one micro-batch."""
+    widths = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) + 3 * config.vocabulary_size
+    return 300e6 + 20.0 * config.parameters + 4.0 * widths * _micro_tokens(settings)
+
+
+def _flops(config: DecoderConfig, settings: TrainSettings) -> float:
+    return config.training_flops_per_token(settings.context_length)
+
+
+def _worth_timing(
+    shapes: list[tuple[TrainSettings, DecoderConfig]], text: Text, seconds: float | None
+) -> list[tuple[TrainSettings, DecoderConfig]]:
+    """The three shapes that look best if every one ran at the same share of a guessed peak."""
+    if seconds is None or len(shapes) <= 3:
+        return shapes[:3]
+    guessed_peak = 6e10
+
+    def expected(index: int) -> float:
+        chosen, config = shapes[index]
+        tokens = seconds * guessed_peak / _flops(config, chosen)
+        return expected_bits_per_byte(config.matrix_parameters, tokens * text.bytes / text.tokens, text)
+
+    middle = min(range(len(shapes)), key=expected)
+    middle = min(max(middle, 1), len(shapes) - 2)
+    return shapes[middle - 1 : middle + 2]
+
+
+def _timed(
+    settings: TrainSettings, config: DecoderConfig, text: Text, device: torch.device, seconds: float | None
+) -> _Candidate:
+    """Train a shape on nonsense for a moment, a fiftieth of the time at most, and say what it would reach."""
+    model = Decoder(config).to(device)
+    initialise(model, 0)
+    optimizers = Optimizers(model, overridden(_rates(1000), settings))
+    windows = _micro_tokens(settings) // settings.context_length
+    ids = torch.arange(windows * settings.context_length, device=device) * 7919 % config.vocabulary_size
+    ids = ids.view(windows, settings.context_length)  # (windows, context)
+    budget = 1.0 if seconds is None else min(3.0, seconds / 50)
+    begin, compute, update = time.perf_counter(), math.inf, math.inf
+    while time.perf_counter() - begin < budget or update is math.inf:
+        start = time.perf_counter()
+        (model.loss(ids, ids) / ids.numel()).backward()  # type: ignore[no-untyped-call]
+        middle = time.perf_counter()
+        optimizers.step()
+        model.final_norm.weight[0].item()  # waits for the device
+        end = time.perf_counter()
+        compute, update = min(compute, middle - start), min(update, end - middle)
+    per_token = compute / ids.numel()
+    if seconds is None:
+        tokens = settings.steps * (settings.batch_size or 8) * settings.context_length
+    else:
+        tokens = int(USABLE * seconds / per_token)
+        tokens = int(USABLE * seconds / (per_token + update / _batch_tokens(tokens)))
+    per_token += update / _batch_tokens(tokens)
+    expected = expected_bits_per_byte(config.matrix_parameters, tokens * text.bytes / text.tokens, text)
+    return _Candidate(settings, config, per_token, expected)
+
+
+USABLE = 0.93
+"""Share of the time that goes into steps; evaluations, samples and checkpoints take the rest."""
+
+
+def _batch_tokens(tokens: int) -> int:
+    """Tokens in a step: more as the run gets longer, because the gradient's noise matters more near the end."""
+    return int(min(65_536, max(1024, 1.4 * tokens**0.5)))
+
+
+def _rates(steps: int) -> TrainSettings:
+    """Learning rates and momentum for a run of so many steps."""
+    return TrainSettings(
+        learning_rate=0.04,
+        embedding_learning_rate=0.05,
+        head_learning_rate=0.01,
+        warmup_steps=min(20, max(1, steps // 20)),
+        momentum=0.9 if steps < 1000 else 0.95,
+    )
+
+
+ADAMW_RATE, SGD_RATE = 2e-3, 0.1
+
+
+def _written(
+    best: _Candidate, timed: list[_Candidate], text: Text, tokenizer_reason: str, seconds: float | None
+) -> Plan:
+    """The plan around the shape chosen: batch, horizon, rates, intervals, and every reason."""
+    settings, config = best.settings, best.config
+    context = settings.context_length
+    if settings.steps:
+        batch = settings.batch_size or max(1, 2048 // context)
+        steps = settings.steps
+    else:
+        assert seconds is not None
+        total = int(USABLE * seconds / best.seconds_per_token)
+        batch = settings.batch_size or max(1, round(_batch_tokens(total) / context))
+        steps = max(10, total // (batch * context))
+    tokens = steps * batch * context
+    rates = _rates(steps)
+    if settings.optimizer != "muon":
+        rates = replace(rates, learning_rate=ADAMW_RATE if settings.optimizer == "adamw" else SGD_RATE, momentum=0.9)
+    evaluated = settings.validation_tokens or min(text.validation_tokens, max(8192, tokens // 250))
+    evaluations = max(4, min(25, int(0.09 * tokens / evaluated)))
+    open_choices = TrainSettings(
+        steps=steps,
+        batch_size=batch,
+        micro_batch_size=min(batch, max(1, _micro_tokens(settings) // context)),
+        validation_tokens=evaluated,
+        validation_interval=max(1, steps // evaluations),
+        sample_interval=max(1, steps // 5),
+        checkpoint_interval=max(1, steps // 10),
+        compile=False,
+    )
+    settings = overridden(overridden(rates, open_choices), settings)
+    epochs = tokens / text.tokens
+    minutes = "" if seconds is None else f" in {duration(seconds)}"
+    others = "; ".join(
+        f"{c.settings.hidden_size} x {c.settings.layers}: {1 / c.seconds_per_token:,.0f} tokens/s, {c.expected:.2f} expected"
+        for c in timed
+    )
+    choices = [
+        Choice("tokenizer", f"{settings.tokenizer}, {settings.vocabulary_size:,} entries", tokenizer_reason),
+        Choice("shape", f"{config.hidden_size} wide, {config.layers} layers, {config.heads} heads", f"timed here: {others}"),
+        Choice("parameters", f"{config.parameters:,}", f"{tokens / config.parameters:,.1f} tokens for each"),
+        Choice("context", f"{context} tokens", f"about {context * text.bytes / text.tokens:,.0f} bytes of text"),
+        Choice("batch", f"{batch} windows, {batch * context:,} tokens", "about the square root of all tokens"),
+        Choice("horizon", f"{steps:,} steps, {tokens:,} tokens", f"the text {epochs:,.1f} times{minutes}"),
+        Choice("optimizer", settings.optimizer, f"learning rate {settings.learning_rate:g}"),
+        Choice("dropout", f"{settings.dropout:g}", "the text is read few times" if settings.dropout == 0 else "the text is read often"),
+    ]  # fmt: skip
+    summary = (
+        f"{config.parameters / 1e6:.2f} million parameters, {tokens / 1e6:.2f} million tokens{minutes}; "
+        f"expected: about {best.expected:.2f} bits per byte."
+    )
+    return Plan(settings, config, choices, summary, best.expected, timed=seconds is not None)
