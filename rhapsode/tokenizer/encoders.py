@@ -6,6 +6,7 @@ Each encoder gives exactly the ids that the `tokenizers` library gives from the 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class CharacterEncoder:
     def encode(self, text: str) -> Ids:
         code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         # The last entry of the table stands for every code point beyond it: it is unknown.
-        return self._table[np.minimum(code_points, len(self._table) - 1)]
+        ids: Ids = self._table[np.minimum(code_points, len(self._table) - 1)]
+        return ids
 
 
 class ByteEncoder:
@@ -49,7 +51,7 @@ class ByteEncoder:
 class BytePairEncoder:
     """Byte-level pairs through tiktoken.
 
-    tiktoken joins two neighbours when the joined bytes are a token, `tokenizers` when the pair is in its list of merges.
+    tiktoken joins two neighbours when the joined bytes are a token, `tokenizers` when the pair is one of its merges;
     `byte_pair_ranks` checks that this comes to the same.
 
     Args:
@@ -103,7 +105,7 @@ def _joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The bytes of `token` joined by the ranks so far, lowest first, leftmost of equals."""
     parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 1:
-        candidates = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
+        candidates = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
         lowest = min(candidates)
         if lowest == len(ranks):
             break

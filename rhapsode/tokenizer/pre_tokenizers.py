@@ -1,4 +1,4 @@
-"""Where a text may be cut before its pieces become tokens: the pre-tokenisers, by the names llama.cpp knows them by.
+"""How a text is cut into pieces before they become tokens, by the names llama.cpp knows the cuts by.
 
 A pre-tokeniser is a regular expression; each of its matches is encoded alone. `rhapsode tokenizer train` records the
 name in tokenizer_config.json, so that an export to GGUF can say how the text is to be cut.
@@ -7,11 +7,11 @@ name in tokenizer_config.json, so that an export to GGUF can say how the text is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # The expressions of GPT-2, Llama 3 and Qwen2 as their publishers wrote them. Tokens follow from them: change nothing.
-BYTE_PAIR_PATTERNS = {
+PATTERNS = {
     "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "llama-bpe": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -26,66 +26,72 @@ BYTE_PAIR_PATTERNS = {
 # A word, a sign or one white space; the space before a word or sign belongs to it. Every character is in one match.
 WORD_PATTERN = r" ?\w+| ?[^\w\s]|\s"
 
-# A run of one megabyte of spaces overflows tiktoken's stack; 64 kB do not.
-LONG_RUN = 16384
+PART = 2**16  # characters of a part: small enough to share among threads, large enough to be worth it
+LONG_RUN = 2**14  # characters; tiktoken's stack overflows between 64 thousand and a million white spaces
+
+# Byte-level tokens are written with one printable character per byte, by GPT-2's table.
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in a byte-level vocabulary (GPT-2's table)."""
+    """The printable character that stands for each of the 256 bytes in a byte-level vocabulary."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
+def split_settings(pattern: str) -> dict[str, Any]:
+    """The `pre_tokenizer` part of a tokenizer.json that cuts by `pattern`."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 def pre_tokenizer_settings(name: str) -> dict[str, Any]:
-    """The `pre_tokenizer` part of a tokenizer.json for a name in `BYTE_PAIR_PATTERNS`."""
+    """The `pre_tokenizer` part of a byte-level tokenizer.json for a name in `PATTERNS`."""
     if name == "gpt-2":
-        return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    split = {"type": "Split", "pattern": {"Regex": BYTE_PAIR_PATTERNS[name]}, "behavior": "Isolated", "invert": False}
-    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [split, bytes_only]}
-
-
-def word_pre_tokenizer_settings() -> dict[str, Any]:
-    """The `pre_tokenizer` part of a word tokenizer's tokenizer.json."""
-    return {"type": "Split", "pattern": {"Regex": WORD_PATTERN}, "behavior": "Isolated", "invert": False}
+        return BYTE_LEVEL | {"use_regex": True}
+    return {"type": "Sequence", "pretokenizers": [split_settings(PATTERNS[name]), BYTE_LEVEL]}
 
 
 def pre_tokenizer_name(settings: Any) -> str | None:
     """The name under which llama.cpp knows this `pre_tokenizer` part of a tokenizer.json, if it does."""
+    asked = _what_matters(settings)
+    return next((name for name in PATTERNS if _what_matters(pre_tokenizer_settings(name)) == asked), None)
 
-    def without_offsets(value: Any) -> Any:  # trim_offsets changes no token
-        if isinstance(value, dict):
-            return {key: without_offsets(part) for key, part in value.items() if key != "trim_offsets"}
-        return [without_offsets(part) for part in value] if isinstance(value, list) else value
 
-    asked = without_offsets(settings)
-    if isinstance(asked, dict) and asked.get("type") == "ByteLevel":
-        asked.setdefault("use_regex", True)  # files older than the field mean true
-    return next((name for name in BYTE_PAIR_PATTERNS if without_offsets(pre_tokenizer_settings(name)) == asked), None)
+def _what_matters(settings: Any) -> Any:
+    """`settings` without what changes no token; files older than `use_regex` mean true."""
+    if isinstance(settings, dict):
+        kept = {key: _what_matters(value) for key, value in settings.items() if key != "trim_offsets"}
+        return {"use_regex": True} | kept if kept.get("type") == "ByteLevel" else kept
+    return [_what_matters(value) for value in settings] if isinstance(settings, list) else settings
 
 
 _SPACE_AFTER_TEXT = re.compile(r"(?<=\S) ")
 
 
-def safe_cuts(text: str, size: int) -> Iterator[str]:
-    """`text` in parts of `size` characters or little more, cut where every pattern above cuts as well.
+def safe_parts(pieces: Iterable[str]) -> Iterator[str]:
+    """One document, given in pieces of any size, in parts of `PART` characters or a little more.
 
-    A cut stands before a space that follows a character that is no white space. No pattern here matches such a pair,
-    and none looks back; so the parts' tokens, one after another, are the tokens of the whole.
+    A cut stands before a space that follows a character that is no white space. No pattern of this file matches such a
+    pair in the middle, and none looks back; so the parts' tokens, one after another, are the tokens of the whole.
+    Only a text without such a place is held as a whole.
     """
-    start = 0
-    while len(text) - start > size:
-        cut = _SPACE_AFTER_TEXT.search(text, start + size)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:] if start else text
+    rest, patience = "", PART
+    for piece in pieces:
+        rest += piece
+        if len(rest) < patience:
+            continue
+        start = 0
+        while (cut := _SPACE_AFTER_TEXT.search(rest, start + PART)) is not None:
+            yield rest[start : cut.start()]
+            start = cut.start()
+        rest = rest[start:]
+        patience = max(PART, 2 * len(rest))  # a text that cannot be cut is not searched again at each piece
+    yield rest
 
 
 def has_long_run(text: str) -> bool:
-    """Whether the text may have `LONG_RUN` white spaces in a row, or as many other characters; never false when it has."""
+    """Whether `text` may have `LONG_RUN` white spaces in a row, or as many other characters; never false if it has."""
     half = LONG_RUN // 2  # so long a run covers one whole block of half its length
     for start in range(0, len(text) - half + 1, half):
         block = text[start : start + half]

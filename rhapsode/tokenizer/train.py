@@ -1,78 +1,179 @@
 """Making a tokenizer from text.
 
     rhapsode tokenizer train mytext.txt --kind bpe --vocabulary-size 8192 --out mytokenizer
+
+Special tokens come after the vocabulary and are not in it: no text can spell them.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rhapsode.base.errors import InputError, nearest
 from rhapsode.tokenizer.pre_tokenizers import (
-    BYTE_PAIR_PATTERNS,
+    BYTE_LEVEL,
+    PATTERNS,
+    WORD_PATTERN,
     byte_characters,
     pre_tokenizer_settings,
-    safe_cuts,
-    word_pre_tokenizer_settings,
+    split_settings,
 )
+from rhapsode.tokenizer.sample import SAMPLE_CHARACTERS, Sample, evenly_spaced
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, TEMPLATE_FILE, UNKNOWN, Tokenizer
 
-PART = 2**16  # characters that the library counts at a time
+KINDS = ("character", "word", "byte", "bpe", "unigram")
+DEFAULT_VOCABULARY_SIZE = 8192
+LARGEST_VOCABULARY = 1_000_000
+
+Parts = dict[str, Any]  # the `model`, `pre_tokenizer` and `decoder` parts of a tokenizer.json
 
 
 def train_tokenizer(
-    texts: Iterable[str], kind: str, vocabulary_size: int | None = None, *, pre_tokenizer: str = "qwen2"
+    texts: Iterable[str],
+    kind: str,
+    vocabulary_size: int | None = None,
+    *,
+    pre_tokenizer: str = "qwen2",
+    sample_characters: int = SAMPLE_CHARACTERS,
 ) -> Tokenizer:
-    """A tokenizer of the given kind, made from `texts`; the same texts give the same file.
+    """A tokenizer of the given kind made from `texts`. The same texts give the same file, on any number of threads.
 
     Args:
-        texts: the training text, document by document; read once, never held as a whole.
-        kind: a name in `KINDS`.
-        vocabulary_size: number of tokens, the special ones among them; characters and bytes have their own number.
-        pre_tokenizer: how "bpe" cuts text into pieces: a name in `BYTE_PAIR_PATTERNS`.
+        texts: the training text, document by document; read once.
+        kind: one of `KINDS`.
+        vocabulary_size: most tokens there may be, the special ones among them; bytes are always 260. None: as many as
+            there are characters, 8192 for other kinds.
+        pre_tokenizer: how "bpe" cuts text into pieces: a name in `PATTERNS`.
+        sample_characters: of more text than this, an evenly spaced sample is used, so that memory stays bounded.
 
     Raises:
         InputError: no such kind or pre-tokeniser, no text, or a vocabulary too small.
     """
     if kind not in KINDS:
         raise InputError(f"there is no tokenizer kind {kind!r}", todo=nearest(kind, KINDS))
-    if pre_tokenizer not in BYTE_PAIR_PATTERNS:
-        raise InputError(f"there is no pre-tokeniser {pre_tokenizer!r}", todo=nearest(pre_tokenizer, BYTE_PAIR_PATTERNS))
-    size = None if vocabulary_size is None else vocabulary_size - len(SPECIAL_TOKENS)
-    return _tokenizer(KINDS[kind](_not_empty(texts), size))
-
-
-def _character(texts: Iterator[str], size: int | None) -> dict[str, Any]:
-    """Pairs without any merge leave single characters, spaces and line ends among them."""
+    if pre_tokenizer not in PATTERNS:
+        raise InputError(f"there is no pre-tokeniser {pre_tokenizer!r}", todo=nearest(pre_tokenizer, PATTERNS))
+    size = _model_size(kind, vocabulary_size)
     counts: Counter[str] = Counter()
+    if kind == "character":  # of these all text counts: a rare character must not be missed
+        texts = _counted(texts, counts)
+    sample = evenly_spaced(texts, sample_characters)
+    if not sample.characters:
+        raise InputError("there is no text to make a tokenizer from")
+    if kind == "character":
+        parts = _characters(counts, size)
+    elif kind == "word":
+        parts = _words(sample.parts, size)
+    elif kind == "byte":
+        parts = _bytes()
+    elif kind == "bpe":
+        parts = _byte_pairs(sample.parts, size, pre_tokenizer)
+    else:
+        parts = _unigram(sample.parts, size)
+    return _tokenizer(parts, sample)
+
+
+def _counted(texts: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    """`texts`, their characters counted in passing."""
     for text in texts:
         counts.update(text)
-    counts.pop(UNKNOWN, None)
-    vocabulary = {token: id for id, token in enumerate([*sorted(counts), UNKNOWN])}
+        yield text
+
+
+def _model_size(kind: str, vocabulary_size: int | None) -> int:
+    """Most tokens that the vocabulary may have before the special ones are added."""
+    smallest = {"character": 2, "word": 2}.get(kind, 256) + len(SPECIAL_TOKENS)
+    if vocabulary_size is None:
+        vocabulary_size = LARGEST_VOCABULARY if kind == "character" else DEFAULT_VOCABULARY_SIZE
+    if not smallest <= vocabulary_size <= LARGEST_VOCABULARY:
+        raise InputError(
+            f"a {kind} tokenizer has {smallest} to {LARGEST_VOCABULARY:,} tokens, the special ones among them",
+            where=f"vocabulary size {vocabulary_size}",
+        )
+    return vocabulary_size - len(SPECIAL_TOKENS)
+
+
+def _characters(counts: Counter[str], size: int) -> Parts:
+    """One token per character, the most frequent ones if there are too many, and one for every other character."""
+    del counts[UNKNOWN]
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: size - 1]
+    vocabulary = {token: id for id, token in enumerate([*sorted(frequent), UNKNOWN])}
     return {"model": _pairs(vocabulary, [], unknown=UNKNOWN), "pre_tokenizer": None, "decoder": {"type": "Fuse"}}
 
 
-def _bpe(texts: Iterator[str], size: int | None) -> dict[str, Any]:
-    from tokenizers import Tokenizer as Library
+def _words(parts: list[str], size: int) -> Parts:
+    """The most frequent words and signs, most frequent first, and one token for every other."""
     from tokenizers import models, trainers
 
+    trainer = trainers.WordLevelTrainer(vocab_size=size - 1, special_tokens=[], show_progress=False)
+    model = _trained(models.WordLevel(), split_settings(WORD_PATTERN), trainer, parts)
+    words = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    vocabulary = {word: id for id, word in enumerate([*(word for word in words if word != UNKNOWN), UNKNOWN])}
+    return {
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
+        "pre_tokenizer": split_settings(WORD_PATTERN),
+        "decoder": {"type": "Fuse"},
+    }
+
+
+def _bytes() -> Parts:
+    """Token n is byte n: pairs without any merge, at the level of bytes."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    return {"model": _pairs(vocabulary, []), "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
+
+
+def _byte_pairs(parts: list[str], size: int, pre_tokenizer: str) -> Parts:
+    """Bytes, and pairs joined in the order of their frequency (Sennrich et al. 2016)."""
+    from tokenizers import models, trainers
+
+    settings = pre_tokenizer_settings(pre_tokenizer)
     trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=byte_characters(), special_tokens=[], show_progress=False
+        vocab_size=size, special_tokens=[], initial_alphabet=byte_characters(), show_progress=False
     )
-    engine = _untrained(models.BPE(), pre_tokenizer_settings("qwen2"))
-    engine.train_from_iterator((part for text in texts for part in safe_cuts(text, PART)), trainer)
-    return json.loads(engine.to_str())
+    model = _trained(models.BPE(), settings, trainer, parts)
+    return {"model": _pairs(model["vocab"], model["merges"]), "pre_tokenizer": settings, "decoder": BYTE_LEVEL}
 
 
-KINDS: dict[str, Callable[[Iterator[str], int | None], dict[str, Any]]] = {"character": _character, "bpe": _bpe}
+def _unigram(parts: list[str], size: int) -> Parts:
+    """Pieces of bytes with the log-probabilities under which the text is most likely (Kudo 2018), best first."""
+    from tokenizers import models, trainers
+
+    settings = pre_tokenizer_settings("gpt-2")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=[], initial_alphabet=byte_characters(), show_progress=False
+    )
+    model = _trained(models.Unigram(), settings, trainer, parts)
+    # The library adds up in an order that changes from run to run, so the last digits of its scores do as well; and it
+    # gives the bytes that no piece needs scores near the lowest in any order. Here the same text gives the same file.
+    lowest = min(score for _, score in model["vocab"])
+    scores = {}
+    for piece, score in model["vocab"]:
+        unneeded = len(piece) == 1 and score < lowest + 0.0001 * 257
+        scores[piece] = round(lowest if unneeded else score, 4)
+    vocabulary = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "model": {"type": "Unigram", "unk_id": None, "vocab": vocabulary, "byte_fallback": False},
+        "pre_tokenizer": settings,
+        "decoder": BYTE_LEVEL,
+    }
 
 
-def _pairs(vocabulary: dict[str, int], merges: list[list[str]], unknown: str | None = None) -> dict[str, Any]:
+def _trained(model: Any, pre_tokenizer: Parts, trainer: Any, parts: list[str]) -> Parts:
+    """The `model` part of the tokenizer.json that the library makes from `parts`."""
+    from tokenizers import Tokenizer as Library
+
+    content = json.loads(Library(model).to_str()) | {"pre_tokenizer": pre_tokenizer}
+    library = Library.from_str(json.dumps(content))
+    library.train_from_iterator(parts, trainer)
+    trained: Parts = json.loads(library.to_str())["model"]
+    return trained
+
+
+def _pairs(vocabulary: dict[str, int], merges: list[list[str]], unknown: str | None = None) -> Parts:
     """The `model` part of a tokenizer.json that joins pairs."""
     return {
         "type": "BPE",
@@ -88,31 +189,16 @@ def _pairs(vocabulary: dict[str, int], merges: list[list[str]], unknown: str | N
     }
 
 
-def _untrained(model: Any, pre_tokenizer: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer as Library
-
-    content = json.loads(Library(model).to_str())
-    return Library.from_str(json.dumps(content | {"pre_tokenizer": pre_tokenizer, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}}))
-
-
-def _not_empty(texts: Iterable[str]) -> Iterator[str]:
-    """The texts that are not empty, of which there must be one."""
-    count = 0
-    for text in texts:
-        if text:
-            count += 1
-            yield text
-    if not count:
-        raise InputError("there is no text to make a tokenizer from")
-
-
-def _tokenizer(parts: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of these parts, with the special tokens after the vocabulary."""
+def _tokenizer(parts: Parts, sample: Sample) -> Tokenizer:
+    """The tokenizer of these parts, with the special tokens after its vocabulary."""
     first = len(parts["model"]["vocab"])
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": first + index, "content": name} | flags for index, name in enumerate(SPECIAL_TOKENS)]
     content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
     content |= {"pre_tokenizer": parts["pre_tokenizer"], "post_processor": None}
     content |= {"decoder": parts["decoder"], "model": parts["model"]}
-    template = Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8")
-    return Tokenizer(json.dumps(content, indent=2, ensure_ascii=False) + "\n", chat_template=template)
+    return Tokenizer(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+        settings={"rhapsode": {"characters_read": sample.of, "characters_used": sample.characters}},
+        chat_template=Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8"),
+    )
