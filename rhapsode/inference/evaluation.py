@@ -1,6 +1,6 @@
 """How well a model predicts a text: nats per token, perplexity, bits per byte.
 
-    rhapsode evaluate runs/mytext unseen.txt
+rhapsode evaluate runs/mytext unseen.txt
 """
 
 from __future__ import annotations

@@ -1,0 +1,256 @@
+"""A model folder, loaded: what one can ask of a language model.
+
+model = rhapsode.load("runs/mytext")
+print(model.generate("Once upon a time", temperature=0.8).text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rhapsode.base.errors import DamagedError, InputError, MismatchError
+from rhapsode.base.files import read_json
+from rhapsode.base.machine import device as device_called
+from rhapsode.base.settings import validated
+from rhapsode.inference.evaluation import token_losses
+from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
+from rhapsode.inference.sampling import Sampling, distribution
+from rhapsode.model.config import DecoderConfig
+from rhapsode.model.decoder import Decoder
+from rhapsode.model.folder import load_model
+from rhapsode.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text that a model wrote."""
+
+    text: str
+    """What follows the prompt."""
+    ids: list[int]
+    """The tokens drawn, one that ended the text included."""
+    finish_reason: FinishReason
+    """Why it ends."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """One candidate for the next token."""
+
+    id: int
+    """The token."""
+    text: str
+    """What it stands for; bytes that are no whole character as the replacement character."""
+    probabilities: list[float]
+    """Its probability at each temperature."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a text is to a model."""
+
+    nats_per_token: float
+    """Mean of -ln p(token) over all tokens but the first, which nothing precedes."""
+    ids: list[int]
+    """The tokens of the text."""
+    log_probabilities: list[float | None]
+    """ln p of each token after those before it; None for the first."""
+
+
+class LanguageModel:
+    """A decoder and its tokenizer.
+
+    Args:
+        model: the decoder; it stays where it is.
+        tokenizer: its tokenizer.
+        end_ids: tokens that end a text besides the tokenizer's end of text.
+        provenance: the content of its rhapsode.json; None for a model made elsewhere.
+        where: what messages call it.
+
+    Raises:
+        MismatchError: the tokenizer does not fit the model's vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        end_ids: Sequence[int] = (),
+        provenance: dict[str, Any] | None = None,
+        where: str = "model",
+    ) -> None:
+        rows, tokens = model.config.vocabulary_size, tokenizer.vocabulary_size
+        # Others round the vocabulary of a model up to a size that computes well.
+        if tokens > rows or (tokens < rows and provenance is not None):
+            raise MismatchError(
+                f"the tokenizer has {tokens} tokens, the model's vocabulary {rows}",
+                where=where,
+                todo="Use the tokenizer that the model was trained with.",
+            )
+        self.model, self.tokenizer, self.provenance, self.where = model, tokenizer, provenance, where
+        own = () if tokenizer.end_of_text_id is None else (tokenizer.end_of_text_id,)
+        self.end_ids = frozenset((*own, *end_ids))
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's shape."""
+        return self.model.config
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The ids of a prompt. An empty one is the beginning of a text: what follows an end of text.
+
+        Raises:
+            InputError: the prompt is longer than the context, or empty where no token ends a text.
+        """
+        ids = self.tokenizer.encode(prompt)
+        if not ids and self.tokenizer.end_of_text_id is not None:
+            ids = [self.tokenizer.end_of_text_id]
+        check_prompt(ids, self.config.context_length)
+        return ids
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (batch, time, vocabulary) of the token after each one in ids (batch, time).
+
+        Raises:
+            InputError: more tokens than the context length.
+        """
+        logits: Tensor = self.model(ids.to(self.model.embedding.weight.device))
+        return logits
+
+    def stream(self, prompt: str, sampling: Sampling | None = None, **settings: Any) -> Iterator[Piece]:
+        """Continue a prompt, piece by piece as it is written.
+
+        Args:
+            sampling: how; the defaults of `Sampling` if None.
+            settings: fields of `Sampling` that shall be otherwise.
+
+        Raises:
+            InputError: an unknown setting, one out of range, or as `encode_prompt`.
+        """
+        return self.stream_several(prompt, [_chosen(sampling, settings)])
+
+    def stream_several(self, prompt: str, samplings: Sequence[Sampling]) -> Iterator[Piece]:
+        """Continue a prompt several times side by side, once for each of `samplings`; errors as `stream`."""
+        return stream(self.model, self.tokenizer, self.encode_prompt(prompt), samplings, self.end_ids)
+
+    def generate(self, prompt: str, sampling: Sampling | None = None, **settings: Any) -> Generation:
+        """Continue a prompt; arguments and errors as `stream`."""
+        return self.generate_several(prompt, [_chosen(sampling, settings)])[0]
+
+    def generate_several(self, prompt: str, samplings: Sequence[Sampling]) -> list[Generation]:
+        """As `stream_several`, when all texts are written."""
+        texts, ids = [""] * len(samplings), [list[int]() for _ in samplings]
+        reasons: dict[int, FinishReason] = {}
+        for piece in self.stream_several(prompt, samplings):
+            texts[piece.row] += piece.text
+            ids[piece.row].append(piece.token)
+            if piece.finish_reason is not None:
+                reasons[piece.row] = piece.finish_reason
+        return [Generation(text, ids[row], reasons[row]) for row, text in enumerate(texts)]
+
+    def next_token(self, prompt: str, temperatures: Sequence[float] = (1.0,), *, top: int = 10) -> list[NextToken]:
+        """The `top` most likely next tokens, the most likely first (temperature does not change the order).
+
+        Raises:
+            InputError: as `encode_prompt`, a temperature below zero, or `top` below one.
+        """
+        if top < 1:
+            raise InputError(f"top must be at least 1, not {top}")
+        samplings = [Sampling(temperature=temperature, top_p=1.0) for temperature in temperatures]
+        scores = self.logits(torch.tensor([self.encode_prompt(prompt)]))[0, -1, : self.tokenizer.vocabulary_size]
+        logits = scores.double().cpu().numpy()  # (vocabulary,)
+        columns = [distribution(logits, sampling) for sampling in samplings]
+        order = np.argsort(-logits, kind="stable")[:top].tolist()
+        return [NextToken(id, self.token_text(id), [float(column[id]) for column in columns]) for id in order]
+
+    def token_text(self, id: int) -> str:
+        """What a token stands for; bytes that are no whole character become the replacement character."""
+        return self.tokenizer.id_to_bytes(id).decode("utf-8", errors="replace")
+
+    def score(self, text: str) -> Score:
+        """How likely each token of a text is after those before it, in overlapping windows where the text is long.
+
+        Raises:
+            InputError: the text has fewer than two tokens.
+        """
+        ids = self.tokenizer.encode(text)
+        context = self.config.context_length
+        losses = token_losses(self.model, np.array(ids), context=context, stride=max(1, context // 2))
+        nats = np.concatenate(list(losses)).astype(np.float64)  # (tokens - 1,)
+        return Score(float(nats.mean()), ids, [None, *(-nats).tolist()])
+
+
+def _chosen(sampling: Sampling | None, settings: dict[str, Any]) -> Sampling:
+    return validated(Sampling, vars(sampling or Sampling()) | settings, "generation")
+
+
+def load(folder: Path | str, device: str = "auto") -> LanguageModel:
+    """The language model in a model folder, or in a run folder, whose `model/` it then is.
+
+    Args:
+        device: "auto" (the fastest there is), "cpu", "cuda" or "mps".
+
+    Raises:
+        InputError: no model there, or one that is damaged, of an unknown architecture, or names code.
+        MismatchError: the tokenizer is not the model's.
+    """
+    folder = model_folder(Path(folder))
+    chosen = device_called(device)
+    # The tokenizer first: it is small, and what is wrong with it is known before the weights are read.
+    tokenizer = Tokenizer.load(folder)
+    record = folder / "rhapsode.json"
+    provenance = read_json(record) if record.is_file() else None
+    if provenance is not None and not isinstance(provenance, dict):
+        raise DamagedError("is not a JSON object", where=str(record))
+    recorded = (provenance or {}).get("tokenizer")
+    if isinstance(recorded, dict) and recorded.get("sha256", tokenizer.digest) != tokenizer.digest:
+        raise MismatchError(
+            "is not the tokenizer that the model was trained with",
+            where=tokenizer.where,
+            todo=f"Copy the folder again; {record} names its SHA-256.",
+        )
+    model = load_model(folder, chosen)
+    return LanguageModel(model, tokenizer, end_ids=_end_ids(folder), provenance=provenance, where=str(folder))
+
+
+def model_folder(folder: Path) -> Path:
+    """`folder` itself, or the `model` inside it when it is a run.
+
+    Raises:
+        InputError: there is no such folder, or no model in it.
+    """
+    if not folder.is_dir():
+        raise InputError("there is no such folder", where=str(folder), todo="Name a model folder or a run folder.")
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise InputError(
+        "there is no model in this folder (no config.json)",
+        where=str(folder),
+        todo="Name a model folder, or a run that has saved its first model.",
+    )
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """The tokens with which a model ends a text, by its generation_config.json, else its config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        values = read_json(path) if path.is_file() else {}
+        if not isinstance(values, dict):
+            raise DamagedError("is not a JSON object", where=str(path))
+        ids = values.get("eos_token_id")
+        if ids is not None:
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+                raise DamagedError("eos_token_id must be a token's number, or a list of them", where=str(path))
+            return ids
+    return []
