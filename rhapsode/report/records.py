@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -93,25 +93,41 @@ def read_records(run: Path) -> Records:
         what = "is not a run folder (it has no metrics.jsonl)" if run.is_dir() else "the folder does not exist"
         raise InputError(what, where=str(run), todo="`rhapsode train` makes run folders, by default under runs/.")
     records = Records(run)
-    for path, reader, target in (
-        (run / "run.yaml", read_yaml, records.settings),
-        (run / "plan.json", read_json, records.plan),
-        (_corpus_folder(run) / "manifest.json", read_json, records.corpus),
-    ):
-        if path.exists():
-            try:
-                target.update(reader(path))
-            except (InputError, TypeError, ValueError) as error:
-                records.problems.append(str(error))
     _read_metrics(records)
-    records.samples = [sample for sample in _json_lines(run / "samples.jsonl", records) if "text" in sample]
-    records.documents = list(islice(_json_lines(_corpus_folder(run) / "documents.jsonl", records), DOCUMENTS_READ))
+    corpus = _corpus_folder(records)
+    records.settings = _mapping(run / "run.yaml", read_yaml, records)
+    records.plan = _mapping(run / "plan.json", read_json, records)
+    records.corpus = _mapping(corpus / "manifest.json", read_json, records)
+    records.documents = list(islice(_json_lines(corpus / "documents.jsonl", records), DOCUMENTS_READ))
+    records.samples = [
+        sample
+        for sample in _json_lines(run / "samples.jsonl", records)
+        if isinstance(sample.get("text"), str) and math.isfinite(number(sample.get("step")))
+    ]
     records.log = _last_lines(run / "log.txt")
     return records
 
 
-def _corpus_folder(run: Path) -> Path:
-    return run / "corpus"
+def _corpus_folder(records: Records) -> Path:
+    """The run's own corpus, or the prepared one that it was started with."""
+    own = records.run / "corpus"
+    elsewhere = records.starts[-1].get("corpus") if records.starts else None
+    return Path(elsewhere) if isinstance(elsewhere, str) and not own.exists() else own
+
+
+def _mapping(path: Path, read: Callable[[Path], Any], records: Records) -> dict[str, Any]:
+    """The names and values in a file; nothing, and a word to `problems`, when it is not there in full."""
+    if not path.exists():
+        return {}
+    try:
+        value = read(path)
+    except InputError as error:
+        records.problems.append(error.message)
+        return {}
+    if not isinstance(value, dict):
+        records.problems.append(f"{path}: does not hold names and values.")
+        return {}
+    return value
 
 
 def _read_metrics(records: Records) -> None:

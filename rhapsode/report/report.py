@@ -44,7 +44,7 @@ def write_report(run: Path) -> Path:
     style = Markup((package / "page.css").read_text(encoding="utf-8"))
     page = environment.from_string(template).render(style=style, **_contents(records))
     path = run / PAGE
-    write_atomically(path, page)
+    write_atomically(path, page.encode("utf-8", errors="replace"))  # JSON can spell half a character
     return path
 
 
