@@ -96,25 +96,26 @@ def _show(corpus: Corpus) -> None:
 
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from rhapsode.base.progress import quantity
     from rhapsode.corpus.corpus import SPLITS
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "files", "documents", "size", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+    for heading in ("", "files", "documents", "characters", "size"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     manifest = corpus.manifest
     for kind, read in manifest["read"].items():
-        row = (f"read: {kind}", f"{read['files']:,}", f"{read['documents']:,}")
-        table.add_row(*row, quantity(read["characters"], "characters"), "")
+        table.add_row(f"read: {kind}", *(f"{read[what]:,}" for what in ("files", "documents", "characters")), "")
     for reason, dropped in manifest["dropped"].items():
-        examples = ", ".join(dropped["examples"]) + (", ..." if dropped["count"] > len(dropped["examples"]) else "")
-        table.add_row(f"dropped: {reason}", "", f"{dropped['count']:,}", "", Text(examples, overflow="fold"))
+        table.add_row(f"dropped: {reason}", "", f"{dropped['count']:,}", "", "")
     for split in SPLITS:
-        row = (f"written: {split}", "", f"{corpus.count(split):,}")
-        table.add_row(*row, quantity(corpus.characters(split), "characters"), quantity(corpus.bytes(split), "bytes"))
-    console = Console(highlight=False)
+        counts = (f"{corpus.count(split):,}", f"{corpus.characters(split):,}", quantity(corpus.bytes(split), "bytes"))
+        table.add_row(f"written: {split}", "", *counts)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
-    console.print(f"\nfingerprint {corpus.fingerprint}", soft_wrap=True)
-    console.print(f"next: rhapsode train {shlex.quote(str(corpus.folder))}", markup=False, soft_wrap=True)
+    console.print()
+    for reason, dropped in manifest["dropped"].items():
+        more = dropped["count"] - len(dropped["examples"])
+        console.print(f"{reason}: {', '.join(dropped['examples'])}{f' and {more:,} more' if more else ''}")
+    console.print(f"fingerprint: {corpus.fingerprint}")
+    console.print(f"next: rhapsode train {shlex.quote(str(corpus.folder))}")

@@ -34,7 +34,7 @@ WIDE_ENCODINGS = ("utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be")
 LEGACY_ENCODINGS = (
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "iso8859_2",
     "iso8859_5", "iso8859_7", "koi8_r", "koi8_u", "cp866", "mac_roman", "gb18030", "big5", "cp932", "euc_jp",
-    "iso2022_jp", "cp949",
+    "cp949",
 )
 # fmt: on
 # Western European texts fit several code pages nearly alike. cp1252 is taken when it fits nearly as well as the best.
@@ -44,8 +44,8 @@ MESS_ALLOWED, COHERENCE_ALLOWED = 0.02, 0.05
 def check_encoding(name: str) -> str:
     """`name` if Python knows it as the name of a text encoding."""
     try:
-        b"".decode(name)
-    except LookupError:
+        " ".encode(name)
+    except (LookupError, ValueError):
         raise InputError(f"there is no text encoding {name!r}", todo="Common ones: utf-8, cp1252, cp1251.") from None
     return name
 
@@ -200,9 +200,11 @@ def _detect(block: bytes, where: str, *, at_start: bool) -> str:
         if guess is None:
             raise _binary(where)
         return guess
-    if b"\x1b$" not in block and _is_meant_as_utf8(block):
+    if b"\x1b$" in block and _decodes(block, "iso2022_jp"):
+        return "iso2022_jp"
+    if _is_meant_as_utf8(block):
         return "utf-8"
-    telling = b"\n".join(line for line in block.split(b"\n") if not line.isascii() or b"\x1b" in line)
+    telling = b"\n".join(line for line in block.split(b"\n") if not line.isascii())
     head = block[:1024].rpartition(b"\n")[0]  # where a page declares its encoding
     guess = _most_likely(head + b"\n" + telling[:SAMPLE_BYTES], LEGACY_ENCODINGS)
     if guess is None:
@@ -217,13 +219,20 @@ def _detect(block: bytes, where: str, *, at_start: bool) -> str:
 
 def _is_meant_as_utf8(block: bytes) -> bool:
     """Whether `block` is UTF-8, or is but for a few damaged bytes: then it is no other encoding either."""
+    if _decodes(block, "utf-8"):
+        return True
+    text = block.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    right = len(text) - len(text.encode("ascii", "ignore")) - wrong
+    return right >= 10 * wrong
+
+
+def _decodes(block: bytes, encoding: str) -> bool:
+    """Whether `block` may begin a text in this encoding; its last character may be cut."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(block)
+        codecs.getincrementaldecoder(encoding)().decode(block)
     except UnicodeDecodeError:
-        text = block.decode("utf-8", "replace")
-        wrong = text.count("\ufffd")
-        right = len(text) - len(text.encode("ascii", "ignore")) - wrong
-        return right >= 10 * wrong
+        return False
     return True
 
 

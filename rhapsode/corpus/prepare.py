@@ -146,7 +146,7 @@ def _no_text(inputs: Sequence[str], report: ReadReport) -> InputError:
 
 
 class _Gathered:
-    """The documents read so far: their text in one file, a line about each in another, their sizes and ranks here."""
+    """The documents read so far: their text in one file, where each came from in another, sizes and ranks here."""
 
     def __init__(
         self,
@@ -157,14 +157,15 @@ class _Gathered:
         not_these: set[bytes] | frozenset[bytes] = frozenset(),
     ) -> None:
         folder.mkdir()
-        self.text_path, self.entries_path = folder / "texts.txt", folder / "entries.jsonl"
-        self.sizes, self.ranks = array("q"), array("Q")
+        self.text_path, self.origins_path = folder / "texts.txt", folder / "origins.jsonl"
+        self.sizes, self.characters, self.ranks = array("q"), array("q"), array("Q")
         self.keys: set[bytes] = set()
         self._seed, self._licence, self._report, self._not_these = seed, licence, report, not_these
 
     def gather(self, pieces: Iterator[Piece], progress: Progress) -> None:
         """Take in every document that is not empty, unreadable or known."""
-        with self.text_path.open("wb", BLOCK_BYTES) as text, self.entries_path.open("w", encoding="utf-8") as entries:
+        as_json = json.JSONEncoder(ensure_ascii=False).encode
+        with self.text_path.open("wb", BLOCK_BYTES) as text, self.origins_path.open("w", encoding="utf-8") as origins:
             begin, size, characters, digest = 0, 0, 0, hashlib.sha256()
             for piece in pieces:
                 data = piece.text.encode("utf-8")
@@ -174,15 +175,10 @@ class _Gathered:
                 characters += len(piece.text)
                 if piece.last:
                     if self._is_new(piece, digest.digest()):
-                        entry = {
-                            "source": piece.source,
-                            "bytes": size,
-                            "characters": characters,
-                            "encoding": piece.encoding,
-                            "licence": self._licence,
-                        }
-                        entries.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                        origin = {"source": piece.source, "encoding": piece.encoding, "licence": self._licence}
+                        origins.write(as_json(origin) + "\n")
                         self.sizes.append(size)
+                        self.characters.append(characters)
                         self.ranks.append(rank(self._seed, digest.digest()))
                         begin += size
                     elif size:
@@ -227,13 +223,13 @@ class _Dealing:
         """Put each document where it belongs, in the order in which they were read."""
         with (
             gathered.text_path.open("rb", BLOCK_BYTES) as text,
-            gathered.entries_path.open(encoding="utf-8") as entries,
+            gathered.origins_path.open(encoding="utf-8") as origins,
             Progress("writing", sum(gathered.sizes), "bytes") as progress,
         ):
-            for line, validates in zip(entries, for_validation, strict=True):
-                entry = json.loads(line)
-                self._put("validation" if validates else "train", text, entry)
-                progress.advance(entry["bytes"])
+            documents = zip(origins, gathered.sizes, gathered.characters, for_validation, strict=True)
+            for origin, size, characters, validates in documents:
+                self._put("validation" if validates else "train", text, size, characters, origin)
+                progress.advance(size)
 
     def cut(self, gathered: _Gathered, share: float) -> None:
         """Cut a single document in two: its beginning for training, its end for validation.
@@ -241,31 +237,32 @@ class _Dealing:
         Raises:
             InputError: it is too short for that.
         """
-        entry = json.loads(gathered.entries_path.read_text(encoding="utf-8"))
-        size, characters = gathered.sizes[0], int(entry["characters"])
+        origin = gathered.origins_path.read_text(encoding="utf-8")
+        size, characters = gathered.sizes[0], gathered.characters[0]
         before = characters_for_training(characters, share)
         if not 0 < before < characters:
             raise InputError(
-                f"has {characters} characters, too few to keep a part of {share:g} for validation",
-                where=entry["source"],
+                f"is too short to keep a part of {share:g} for validation (length: {characters})",
+                where=json.loads(origin)["source"],
                 todo="Give more text, or name a text to validate on with --validation.",
             )
         place = _byte_of_character(gathered.text_path, before)
         with gathered.text_path.open("rb", BLOCK_BYTES) as text:
-            self._put("train", text, entry | {"bytes": place, "characters": before})
-            self._put("validation", text, entry | {"bytes": size - place, "characters": characters - before})
+            self._put("train", text, place, before, origin)
+            self._put("validation", text, size - place, characters - before, origin)
 
-    def _put(self, split: Split, text: BinaryIO, entry: dict[str, Any]) -> None:
-        digest, left = hashlib.sha256(), int(entry["bytes"])
+    def _put(self, split: Split, text: BinaryIO, size: int, characters: int, origin: str) -> None:
+        digest, left = hashlib.sha256(), size
         while left:
             block = text.read(min(left, BLOCK_BYTES))
             left -= len(block)
             digest.update(block)
             self._texts[split].write(block)
-        self.offsets[split].append(self.offsets[split][-1] + entry["bytes"])
-        self.characters[split] += entry["characters"]
-        entry |= {"sha256": digest.hexdigest(), "split": split}
-        self._entries.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.offsets[split].append(self.offsets[split][-1] + size)
+        self.characters[split] += characters
+        more = {"bytes": size, "characters": characters, "sha256": digest.hexdigest(), "split": split}
+        # Two JSON objects made one as text: taking each line apart again costs more than all the rest here.
+        self._entries.write(f"{origin.rstrip()[:-1]}, {json.dumps(more)[1:]}\n")
 
 
 def _byte_of_character(path: Path, character: int) -> int:
@@ -273,10 +270,11 @@ def _byte_of_character(path: Path, character: int) -> int:
     offset = 0
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
-            beginnings = np.flatnonzero((np.frombuffer(block, np.uint8) & 0xC0) != 0x80)
-            if character < len(beginnings):
-                return offset + int(beginnings[character])
-            character -= len(beginnings)
+            beginnings = (np.frombuffer(block, np.uint8) & 0xC0) != 0x80
+            count = int(np.count_nonzero(beginnings))
+            if character < count:
+                return offset + int(np.flatnonzero(beginnings)[character])
+            character -= count
             offset += len(block)
     return offset
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rhapsode.corpus.account import Reading, ReadReport, UnreadableTextError
@@ -89,7 +89,8 @@ def read_pieces(
 def _pieces_in_file(file: InputFile, reading: Reading) -> Iterator[Piece]:
     for source in open_file(file, reading):
         reading.report.begin_file(source.kind)
-        yield from _skipping(_pieces_in_source(source, reading), reading)
+        how = reading if source.certain else replace(reading, skip_bad=True)
+        yield from _skipping(_pieces_in_source(source, how), how)
 
 
 def _pieces_in_source(source: Source, reading: Reading) -> Iterator[Piece]:

@@ -73,7 +73,7 @@ DAMAGE = (
 class InputFile:
     """One file on disk, or standard input (no path).
 
-    `named` is false for what was merely found in a folder: there, unknown kinds are dropped instead of read as text.
+    `named` is false for what was merely found in a folder: there, unknown kinds are dropped, not tried as text.
     """
 
     name: str
@@ -84,12 +84,16 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Source:
-    """The bytes of one text file, unpacked."""
+    """The bytes of one text file, unpacked.
+
+    `certain` is false for a found file without a suffix: it is text if it can be read as text, and dropped if not.
+    """
 
     name: str
     kind: str
     stream: BinaryIO
     named: bool
+    certain: bool = True
 
 
 def find_files(inputs: Sequence[str], reading: Reading, *, leave_out: Path | None = None) -> list[InputFile]:
@@ -107,7 +111,7 @@ def find_files(inputs: Sequence[str], reading: Reading, *, leave_out: Path | Non
             found.append(InputFile("standard input", None, 0, named=True))
             continue
         path = Path(text)
-        information = _status(path)
+        information = _status(path) if text else None
         if information is None:
             names = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []  # noqa: PTH207 - any root
             matches = [Path(name) for name in names if Path(name).is_file()]
@@ -279,8 +283,8 @@ class _Unpacking:
             yield from self._zip_members(name, stream, depth)
         elif suffix == ".tar":
             yield from self._tar_members(name, stream, depth)
-        elif suffix in KINDS or named:
-            yield Source(name, KINDS.get(suffix, "text"), stream, named)
+        elif suffix in KINDS or named or not suffix:
+            yield Source(name, KINDS.get(suffix, "text"), stream, named, certain=named or suffix != "")
         else:
             self._reading.report.drop("unknown kind", name)
 
