@@ -145,7 +145,7 @@ class Progress:
         done = quantity(self.completed, self.unit)
         if self.total is not None:
             percent = 100 * self.completed / self.total if self.total else 100
-            done = f"{percent:3.0f} %, {done} of {quantity(self.total, self.unit)}"
+            done = f"{percent:3.0f} %, {done.removesuffix(f' {self.unit}')} of {quantity(self.total, self.unit)}"
         parts = [done]
         if rate and self.unit != "seconds":  # seconds per second say nothing
             parts.append(f"{quantity(rate, self.unit)}/s")

@@ -59,9 +59,9 @@ def test_lines_come_at_most_every_ten_seconds(clock: Clock, capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "training: 20 %, 20 steps of 100 steps, 2 steps/s, 0:40 left, loss 2.00",
-        "training: 40 %, 40 steps of 100 steps, 2 steps/s, 0:30 left, loss 4.00",
-        "training: 50 %, 50 steps of 100 steps, 2 steps/s, 0:25 left, loss 5.00",
+        "training: 20 %, 20 of 100 steps, 2 steps/s, 0:40 left, loss 2.00",
+        "training: 40 %, 40 of 100 steps, 2 steps/s, 0:30 left, loss 4.00",
+        "training: 50 %, 50 of 100 steps, 2 steps/s, 0:25 left, loss 5.00",
     ]
 
 
@@ -142,7 +142,7 @@ def test_bar_on_a_terminal(interrupted: bool) -> None:
         os.close(ours)
     text = shown.decode("utf-8")
     assert "training [x]" in text
-    assert "39 steps of 100 steps" in text
+    assert "39 of 100 steps" in text
     assert "loss 2.31" in text
     assert "a note [y]\r\n" in text
     assert text.rindex("\x1b[?25h") > text.index("\x1b[?25l"), "the cursor is shown again"
