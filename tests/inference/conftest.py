@@ -33,7 +33,7 @@ def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
 def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Save a random model for a tokenizer; the tokens named in `never` have no chance to be drawn."""
 
-    def make(tokenizer: Tokenizer, never: tuple[str, ...] = (), **provenance: Any) -> Path:
+    def make(tokenizer: Tokenizer, /, *, never: tuple[str, ...] = (), **provenance: Any) -> Path:
         config = DecoderConfig(tokenizer.vocabulary_size, 32, 2, 4, 2, 8, 64, CONTEXT, tied_embeddings=False)
         model = random_decoder(config)
         with torch.no_grad():

@@ -16,6 +16,8 @@ from rhapsode.base.errors import InputError
 from rhapsode.inference.generation import StopStrings, stream
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.sampling import Sampling, distribution, draw
+from rhapsode.model.config import DecoderConfig
+from rhapsode.model.decoder import Decoder
 from rhapsode.tokenizer.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 from rhapsode.tokenizer.train import train_tokenizer
 
@@ -83,9 +85,6 @@ class Scripted:
     """A real decoder whose head is made to say `script` after `prompt`, token for token."""
 
     def __init__(self, tokenizer: Tokenizer, script: list[int], prompt: list[int] | None = None) -> None:
-        from rhapsode.model.config import DecoderConfig
-        from rhapsode.model.decoder import Decoder
-
         self.tokenizer, self.script = tokenizer, script
         self.prompt = prompt if prompt is not None else tokenizer.encode("plain")
         self.model = Decoder(DecoderConfig(tokenizer.vocabulary_size, 8, 1, 1, 1, 8, 8, 256, tied_embeddings=False))
@@ -147,8 +146,6 @@ def test_a_prompt_as_long_as_the_context_is_read_and_a_longer_one_refused(by_cha
 def test_tokens_beyond_the_tokenizer_are_never_drawn(by_characters: LanguageModel) -> None:
     """Published models round their vocabulary up; the rows without a token must stay silent."""
     config = dataclasses.replace(by_characters.config, vocabulary_size=by_characters.config.vocabulary_size + 9)
-    from rhapsode.model.decoder import Decoder
-
     model = Decoder(config)
     model.head.weight.data[-9:] = torch.randn(9, 32)
     padded = LanguageModel(model, by_characters.tokenizer)
@@ -162,8 +159,6 @@ def test_an_unknown_stop_token_is_named(by_characters: LanguageModel) -> None:
 
 
 def test_generation_leaves_no_trace_in_training(by_characters: LanguageModel) -> None:
-    from rhapsode.model.decoder import Decoder
-
     model = Decoder(by_characters.config)
     LanguageModel(model, by_characters.tokenizer).generate("e", max_new_tokens=3)
     ids = torch.tensor([[1, 2, 3]])
