@@ -99,17 +99,15 @@ def train(
 
 def show_plan(plan: Plan) -> None:
     """Print what was chosen and why."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from rhapsode.cli.console import console
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for choice in plan.choices:
         table.add_row(Text(choice.name, "dim"), Text(choice.value, "bold"), Text(choice.reason))
-    console = Console(highlight=False, markup=False)
-    console.print(plan.summary)
-    console.print(table)
-    console.print()
+    console().print(plan.summary, table, "", sep="\n")
 
 
 def show_result(result: TrainResult) -> None:

@@ -15,17 +15,19 @@ def verify(folder: Path, /) -> None:
     folder: Path
         A run folder, or one of the folders inside it, or a model or corpus anywhere.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from rhapsode.base.errors import DamagedError
     from rhapsode.base.progress import Progress
+    from rhapsode.cli.console import console
     from rhapsode.training.verify import parts_of
     from rhapsode.training.verify import verify as verified
 
     parts = parts_of(folder)
     table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in ("state", "kind", "name", "told"):
+        table.add_column(overflow="fold")
     damaged = 0
     with Progress("verifying", len(parts), "parts") as progress:
         for finding in verified(parts):
@@ -34,7 +36,7 @@ def verify(folder: Path, /) -> None:
             name = finding.path.relative_to(folder) if finding.path != folder else folder
             table.add_row(state, Text(finding.kind), Text(str(name)), Text(finding.told))
             progress.advance()
-    Console(highlight=False).print(table)
+    console().print(table)
     if damaged:
         raise DamagedError(
             f"{damaged} of {len(parts)} parts {'is' if damaged == 1 else 'are'} damaged",

@@ -98,7 +98,7 @@ def _loss(records: Records, column: str, scale: float, label: str, *, logarithmi
                 validation_x[known], validation[known], color=VALIDATION, marker="o", markersize=3.5, clip_on=False
             )
         axes.set_xlabel(label)
-        if logarithmic:
+        if logarithmic and x[-1] > 20 * x[0]:
             axes.set_xscale("log")
             axes.set_xlim(x[0], x[-1])
         else:

@@ -69,6 +69,7 @@ def _contents(records: Records) -> dict[str, Any]:
         "version": __version__,
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "status": _status(records),
+        "command": _text(records.starts[0].get("command") or "") if records.starts else "",
         "problems": records.problems,
         "facts": _facts(records),
         "loss_charts": _drawn(

@@ -80,7 +80,9 @@ def verify(parts: list[Part]) -> Iterator[Finding]:
         try:
             yield Finding(path, kind, check(path), good=True)
         except RhapsodeError as error:
-            yield Finding(path, kind, error.message.removeprefix(f"{path}: "), good=False)
+            where = error.where or str(path)
+            inside = where.removeprefix(f"{path}").lstrip("/\\")
+            yield Finding(path, kind, f"{inside}: {error.what}" if inside else error.what, good=False)
         except OSError as error:
             yield Finding(path, kind, f"{error.filename or path}: {error.strerror}", good=False)
 

@@ -52,6 +52,7 @@ def metrics(first: int = 1, last: int = STEPS, *, resumed_from: int | None = Non
             "machine": machine,
             "parameters": 1_843_200,
             "flops_per_token": 1.1e7,
+            "command": "rhapsode train shakespeare.txt --minutes 3",
             "resumed_from": resumed_from,
         }
     ]
