@@ -1,7 +1,7 @@
 """The model folder: what Hugging Face tools, and everything that reads their format, load without our code.
 
-    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
-    chat_template.jinja  README.md  rhapsode.json
+config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
+chat_template.jinja  README.md  rhapsode.json
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.exists():
         return [folder / WEIGHTS]
-    mapping = read_json(index).get("weight_map")
+    content = read_json(index)
+    mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict):
         raise DamagedError("has no weight_map", where=str(index))
-    names = sorted(set(mapping.values()))
-    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+    if any(not isinstance(name, str) or Path(name).name != name for name in mapping.values()):
         raise InputError("names a file outside the folder", where=str(index))
-    return [folder / name for name in names]
+    return [folder / name for name in sorted(set(mapping.values()))]
 
 
 def load_weights(folder: Path, config: DecoderConfig) -> dict[str, torch.Tensor]:
@@ -174,7 +174,7 @@ def _card(config: DecoderConfig, provenance: dict[str, Any]) -> str:
         "---\nlibrary_name: transformers\ntags: [rhapsode]\n---\n\n"
         f"# A {config.family} language model of {config.parameters:,} parameters, trained by Rhapsode\n\n"
         "It continues text. It was trained on the data named below and knows nothing else; what it writes can be wrong.\n\n"
-        "    rhapsode generate . --prompt \"Once upon a time\"\n\n"
+        '    rhapsode generate . --prompt "Once upon a time"\n\n'
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         f"## Where it comes from\n\n```json\n{facts}\n```\n"
