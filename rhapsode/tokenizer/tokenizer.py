@@ -40,14 +40,14 @@ SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_START, TURN_END)
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 DEFINITION_FILE, SETTINGS_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-LARGEST_DEFINITION = 256 * 2**20  # bytes; the largest published ones have 35 MB
+LARGEST_FILE = 256 * 2**20  # bytes; the largest published definitions have 35 MB
 
 # Names that others give to the end of a text and to padding, when no tokenizer_config.json says it.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 PADDINGS = (PADDING, "<pad>", "[PAD]", "<|pad|>")
 
 LIBRARY_GROUP = 64  # parts the library holds at once: it keeps some hundred bytes per token
-WORTH_PREPARING = 2**16  # characters from which preparing tiktoken (some 0.1 s) pays
+WORTH_PREPARING = 100  # characters of text for each entry of the vocabulary, from which preparing tiktoken pays
 
 # A little of everything that pre-tokenisers treat in their own way.
 PROBE = (
@@ -140,17 +140,12 @@ class Tokenizer:
                 where=str(file),
                 todo="Name a tokenizer.json, or a folder that has one; `rhapsode tokenizer train` makes one.",
             )
-        if file.stat().st_size > LARGEST_DEFINITION:
-            raise InputError(f"is larger than {LARGEST_DEFINITION // 2**20} MB: not a tokenizer", where=str(file))
-        try:
-            definition = file.read_bytes().decode("utf-8")
-        except UnicodeDecodeError:
-            raise DamagedError("is not UTF-8 text", where=str(file)) from None
+        definition = _read_text(file)
         settings = read_json(file.with_name(SETTINGS_FILE)) if file.with_name(SETTINGS_FILE).is_file() else {}
         if not isinstance(settings, dict):
             raise DamagedError("is not a JSON object", where=str(file.with_name(SETTINGS_FILE)))
         template_file = file.with_name(TEMPLATE_FILE)
-        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else None
+        template = _read_text(template_file) if template_file.is_file() else None
         if template is None and isinstance(settings.get("chat_template"), str):
             template = settings["chat_template"]
         return cls(definition, settings=settings, chat_template=template, where=str(file))
@@ -194,10 +189,15 @@ class Tokenizer:
             require_whole_characters(part)
         if self._table_encoder is not None:
             return [self._table_encoder.encode(part) for part in parts]
-        if sum(map(len, parts)) < WORTH_PREPARING or self._pair_encoder is None:
+        prepared = "_pair_encoder" in vars(self) or sum(map(len, parts)) >= WORTH_PREPARING * self.vocabulary_size
+        if not prepared or self._pair_encoder is None:
             return [self._as_text(ids) for ids in self._by_library(parts)]
         with ThreadPoolExecutor(threads()) as pool:  # tiktoken works outside Python's lock
             return list(pool.map(self._by_pairs, parts))
+
+    def prepare(self) -> None:
+        """Make the fast encoder now, whatever amount of text comes: some 0.1 s for 8,000 tokens."""
+        _ = self._pair_encoder
 
     def decode(self, ids: Sequence[int] | Ids, *, skip_special: bool = True) -> str:
         """The text that `ids` stand for, without the special tokens among them unless `skip_special` is false.
@@ -241,7 +241,10 @@ class Tokenizer:
     def _by_library(self, parts: Sequence[str]) -> list[Ids]:
         arrays: list[Ids] = []
         for start in range(0, len(parts), LIBRARY_GROUP):
-            group = self._library.encode_batch_fast(parts[start : start + LIBRARY_GROUP], add_special_tokens=False)
+            try:
+                group = self._library.encode_batch_fast(parts[start : start + LIBRARY_GROUP], add_special_tokens=False)
+            except Exception as error:  # as when a piece is unknown and there is no token for that
+                raise InputError(f"cannot encode the text ({error})", where=self.where) from None
             arrays += [np.array(encoding.ids, dtype=np.uint32) for encoding in group]
         return arrays
 
@@ -319,8 +322,9 @@ class Tokenizer:
         for field, id in (("eos_token", self.end_of_text_id), ("pad_token", self.padding_id)):
             if id is not None:
                 added[field] = self.id_to_token(id)
-        own = {"kind": self.kind, "pre_tokenizer": self.pre_tokenizer} | self.settings.get("rhapsode", {})
-        return added | settings | {"rhapsode": own}
+        recorded = settings.get("rhapsode")
+        own = {"kind": self.kind, "pre_tokenizer": self.pre_tokenizer}
+        return added | settings | {"rhapsode": own | recorded if isinstance(recorded, dict) else own}
 
     def _require(self, ids: Sequence[int]) -> None:
         """Refuse ids that are no tokens."""
@@ -364,6 +368,15 @@ class StreamDecoder:
         new = text[len(self._written) :]
         self._written += new
         return new
+
+
+def _read_text(file: Path) -> str:
+    if file.stat().st_size > LARGEST_FILE:
+        raise InputError(f"is larger than {LARGEST_FILE // 2**20} MB: it belongs to no tokenizer", where=str(file))
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise DamagedError("is not UTF-8 text", where=str(file)) from None
 
 
 def _parsed(definition: str, where: str) -> dict[str, Any]:

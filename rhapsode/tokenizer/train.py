@@ -147,14 +147,16 @@ def _unigram(parts: list[str], size: int) -> Parts:
         vocab_size=size, special_tokens=[], initial_alphabet=byte_characters(), show_progress=False
     )
     model = _trained(models.Unigram(), settings, trainer, parts)
-    # The library adds up in an order that changes from run to run, so the last digits of its scores do as well; and it
-    # gives the bytes that no piece needs scores near the lowest in any order. Here the same text gives the same file.
+
+    # The library adds up in an order that changes from run to run, so the last digits of its scores do as well; it
+    # gives the bytes that no piece needs scores near the lowest in any order; and it may give more pieces than asked.
     lowest = min(score for _, score in model["vocab"])
-    scores = {}
-    for piece, score in model["vocab"]:
-        unneeded = len(piece) == 1 and score < lowest + 0.0001 * 257
-        scores[piece] = round(lowest if unneeded else score, 4)
-    vocabulary = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    unneeded = lowest + 0.0001 * 257
+    bytes_alone = [(piece, lowest if score < unneeded else score) for piece, score in model["vocab"] if len(piece) == 1]
+    longer = [(piece, score) for piece, score in model["vocab"] if len(piece) > 1]
+    longer = sorted(longer, key=lambda item: (-round(item[1], 4), item[0]))[: size - 256]
+    rounded = [(piece, round(score, 4)) for piece, score in bytes_alone + longer]
+    vocabulary = sorted(rounded, key=lambda item: (-item[1], item[0]))
     return {
         "model": {"type": "Unigram", "unk_id": None, "vocab": vocabulary, "byte_fallback": False},
         "pre_tokenizer": settings,
