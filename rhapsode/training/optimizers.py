@@ -135,7 +135,7 @@ class Optimizers:
                     for what, value in by_name[self.names[parameter]].items():
                         if what != "step" and value.shape != parameter.shape:
                             raise DamagedError(f"optimizer state {what} of {self.names[parameter]} has a wrong shape")
-                        part.state[parameter][what] = value.clone() if what == "step" else value.to(parameter.device)
+                        part.state[parameter][what] = value.to(parameter.device, copy=True)  # not mapped from the file
 
 
 def _parts(groups: dict[Group, list[tuple[str, Tensor]]], settings: TrainSettings) -> list[torch.optim.Optimizer]:
