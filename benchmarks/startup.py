@@ -24,9 +24,7 @@ def main() -> None:
             began = time.perf_counter()
             subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
             seconds.append(time.perf_counter() - began)
-        print(
-            f"{name:24} {statistics.median(seconds):.2f} s (median of {len(seconds)}; {min(seconds):.2f} to {max(seconds):.2f})"
-        )
+        print(f"{name:24} {statistics.median(seconds):.2f} s (median of 7; {min(seconds):.2f} to {max(seconds):.2f})")
 
 
 if __name__ == "__main__":

@@ -69,10 +69,8 @@ def race(seeds: int, minutes: float) -> None:
             ours.append((seconds, nats_per_character(Path(folder) / "run")))
         (a, b), (c, d) = theirs[-1], ours[-1]
         print(f"{seed:4}{a:12.1f}{b:9.4f}{c:14.1f}{d:9.4f}{c / a:8.3f}", flush=True)
-    medians = [statistics.median(pair[i] for pair in side) for side in (theirs, ours) for i in (0, 1)]
-    print(
-        f"{'med.':>4}{medians[0]:12.1f}{medians[1]:9.4f}{medians[2]:14.1f}{medians[3]:9.4f}{medians[2] / medians[0]:8.3f}"
-    )
+    a, b, c, d = (statistics.median(pair[i] for pair in side) for side in (theirs, ours) for i in (0, 1))
+    print(f"{'med.':>4}{a:12.1f}{b:9.4f}{c:14.1f}{d:9.4f}{c / a:8.3f}")
 
 
 def curve(minutes: list[float], runs: Path) -> None:

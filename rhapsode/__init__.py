@@ -1,6 +1,6 @@
 """Rhapsode: from text of your own to a language model you own, on the machine you have.
 
-    rhapsode train mytext.txt --minutes 10
+rhapsode train mytext.txt --minutes 10
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one family of errors. Each message says what was wrong, where, and what to do; none shows a traceback for bad input."""
+"""The one family of errors: each says what was wrong, where, and what to do; none shows a traceback for bad input."""
 
 from __future__ import annotations
 

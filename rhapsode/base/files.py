@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +81,43 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def append(path: Path, text: str) -> None:
+    """Append `text` to a file, wholly or not at all: a disk that fills up in the middle leaves no half of it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        rest = memoryview(text.encode("utf-8"))
+        try:
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left half done in `folder`: the temporary names of `write_atomically` and `new_folder`."""
+    ending = re.compile(re.escape(TEMPORARY_SUFFIX) + r"(-old)?(-\d+)?")
+    return sorted(path for path in folder.iterdir() if ending.fullmatch(path.name, path.name.find(TEMPORARY_SUFFIX)))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all in it, if it is there. What cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def discarded(path: Path) -> Path:
+    """Rename `path` to a name under which `leftovers` finds it, so that no half of it is ever taken for the whole."""
+    return path.rename(path.with_name(f"{path.name}{TEMPORARY_SUFFIX}-old-{os.getpid()}"))
+
+
 @contextmanager
 def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary sibling that becomes `target` in one rename when the block ends well, and vanishes when it does not.
@@ -89,7 +128,9 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         InputError: `target` exists and `replace` is false.
     """
     if target.exists() and not replace:
-        raise InputError("already exists", where=str(target), todo="Choose another name, or pass --force to replace it.")
+        raise InputError(
+            "already exists", where=str(target), todo="Choose another name, or pass --force to replace it."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -104,10 +145,13 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
                 sync_folder(path)
         sync_folder(temporary)
         if target.exists():
-            discarded = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}-old-{os.getpid()}")
-            target.rename(discarded)
-            temporary.rename(target)
-            shutil.rmtree(discarded, ignore_errors=True)
+            old = discarded(target)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            remove(old)
         else:
             temporary.rename(target)
         sync_folder(target.parent)
@@ -134,7 +178,13 @@ def exclusive_lock(path: Path, purpose: str) -> Iterator[None]:
                 import fcntl
 
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise InputError(
+                    f"cannot be locked ({error.strerror})",
+                    where=str(path),
+                    todo="Choose a folder on a disk of this machine.",
+                ) from None
             raise InputError(
                 f"another process is {purpose}",
                 where=str(path.parent),

@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of (seed, what they are for, which one): nothing to save, nothing to restore."""
+"""Random numbers as a pure function of (seed, what they are for, which one): nothing to save, nothing to restore."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The decoder: predicts each next token from those before it.
 
-    model = Decoder(config); initialise(model, seed=0); logits = model(ids)
+model = Decoder(config); initialise(model, seed=0); logits = model(ids)
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -36,10 +37,10 @@ def standard_deviation(name: str, parameter: nn.Parameter, tied: bool) -> float:
     | head, untied                  | 0                     | the first prediction is uniform                         |
     """
     if name == "embedding.weight":
-        return 0.25 / float(parameter.shape[1]) ** 0.5 if tied else 1.0
+        return 0.25 / math.sqrt(parameter.shape[1]) if tied else 1.0
     if name == "head.weight" or name.endswith(("output.weight", "down.weight")):
         return 0.0
-    return 1.0 / float(parameter.shape[1]) ** 0.5
+    return 1.0 / math.sqrt(parameter.shape[1])
 
 
 def initialise(model: Decoder, seed: int) -> None:

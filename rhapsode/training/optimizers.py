@@ -86,7 +86,7 @@ class Optimizers:
         groups: dict[Group, list[tuple[str, Tensor]]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             groups[group_of(name)].append((name, parameter))
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts = _parts(groups, settings)
         for part in self.parts:
             for group in part.param_groups:

@@ -26,7 +26,7 @@ from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.initialization import initialise
 from rhapsode.training.optimizers import Optimizers
-from rhapsode.training.settings import UNSET, TrainSettings
+from rhapsode.training.settings import UNSET, TokenizerKind, TrainSettings
 
 SHAPES = (
     (64, 2),
@@ -135,25 +135,45 @@ class Text:
     """What a general compressor reaches on a piece of it; see `compressed`."""
 
 
+VOCABULARIES = (
+    (32_768, 2e9, 1000),
+    (16_384, 4e8, 240),
+    (8192, 1e8, 40),
+    (4096, 3e7, 8),
+    (2048, 8e6, 2),
+    (1024, 2.5e6, 1),
+    (512, 4e5, 0),
+)
+"""Entries of a BPE vocabulary, the bytes of text it needs, and the minutes."""
+
+
 def compressed(sample: str) -> float:
     """Bits per byte that xz needs for a piece of text: how predictable it is before any learning."""
     data = sample.encode("utf-8")
     return 8.0 * len(lzma.compress(data, preset=1)) / max(1, len(data))
 
 
-def choose_tokenizer(settings: TrainSettings, text_bytes: int, minutes: float) -> tuple[str, int, str]:
-    """Kind, vocabulary size and reason, for a training text of so many bytes.
+REFERENCE_COMPRESSED = 3.14
+"""Bits per byte of xz on the texts of the runs that the constants come from."""
+FLOOR, SIZE_FACTOR, SIZE_POWER, TEXT_FACTOR, TEXT_POWER = 1.66, 23.0, 0.35, 103.7, 0.4
+REPEATS_WORTH = 8.0
+"""How many repetitions of a text are worth something, roughly; 15 in the source, for models that regularise better."""
+
+
+def choose_tokenizer(settings: TrainSettings, text_bytes: int, minutes: float) -> tuple[TokenizerKind, int, str]:
+    """Kind, vocabulary size (0 where the kind has its own) and reason, for a training text of so many bytes.
 
     A token of several bytes makes each step worth more text, but every entry of the vocabulary must be met often
     enough to be learned, and the head costs arithmetic for each.
     """
-    if settings.tokenizer is not UNSET and settings.tokenizer != "bpe":
-        return settings.tokenizer, settings.vocabulary_size or 8192, "as asked"
-    for size in (32768, 16384, 8192, 4096, 2048, 1024, 512):
-        if text_bytes >= 400 * size * max(1.0, size / 2048) and minutes * 60 >= size / 16:
-            return "bpe", settings.vocabulary_size or size, f"{text_bytes / size:,.0f} bytes of text for each entry"
-    if settings.tokenizer == "bpe":
-        return "bpe", settings.vocabulary_size or 512, "as asked; the text is small"
+    if settings.tokenizer in ("character", "byte"):
+        return settings.tokenizer, 0, "as asked"
+    kind = settings.tokenizer or "bpe"
+    for size, least_bytes, least_minutes in VOCABULARIES:
+        if text_bytes >= least_bytes and minutes >= least_minutes:
+            return kind, settings.vocabulary_size or size, f"{text_bytes / size:,.0f} bytes of text for each entry"
+    if settings.tokenizer:
+        return kind, settings.vocabulary_size or 512, "as asked; the text is small"
     return "character", 0, "the text is small: every character is met often"
 
 
@@ -168,12 +188,7 @@ def expected_bits_per_byte(parameters: float, bytes_seen: float, text: Text) -> 
     repeats = max(0.0, bytes_seen / text.bytes - 1)
     effective = fresh * (1 + REPEATS_WORTH * (1 - math.exp(-repeats / REPEATS_WORTH)))
     scale = text.compressed_bits_per_byte / REFERENCE_COMPRESSED
-    return scale * (FLOOR + SIZE_FACTOR / parameters**SIZE_POWER + TEXT_FACTOR / effective**TEXT_POWER)
-
-
-REFERENCE_COMPRESSED = 3.6
-FLOOR, SIZE_FACTOR, SIZE_POWER, TEXT_FACTOR, TEXT_POWER = 0.9, 20.0, 0.3, 60.0, 0.33
-REPEATS_WORTH = 8.0
+    return float(scale * (FLOOR + SIZE_FACTOR / parameters**SIZE_POWER + TEXT_FACTOR / effective**TEXT_POWER))
 
 
 def shape(settings: TrainSettings, vocabulary_size: int) -> DecoderConfig:
@@ -337,7 +352,7 @@ USABLE = 0.93
 
 def _batch_tokens(tokens: int) -> int:
     """Tokens in a step: more as the run gets longer, because the gradient's noise matters more near the end."""
-    return int(min(65_536, max(1024, 1.4 * tokens**0.5)))
+    return int(min(65_536, max(1024, 1.4 * math.sqrt(tokens))))
 
 
 def _rates(steps: int) -> TrainSettings:

@@ -235,10 +235,9 @@ def _prepare(
         validation_tokens=len(stores.validation.tokens),
         compressed_bits_per_byte=compressed(sample[:200_000]),
     )
-    settings = overridden(
-        DEFAULTS,
-        overridden(TrainSettings(tokenizer=kind, vocabulary_size=tokenizer.vocabulary_size), settings),
-    )
+    settings = overridden(overridden(DEFAULTS, settings), TrainSettings(vocabulary_size=tokenizer.vocabulary_size))
+    if not settings.tokenizer:
+        settings = overridden(settings, TrainSettings(tokenizer=kind))
     seconds = None
     if minutes:
         seconds = 60 * minutes - (time.time() - started) - SECONDS_AFTER_LAST_STEP
@@ -351,7 +350,9 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
         reason = trainer.train()
     except NotFiniteError as error:
         run.say(error.message, quiet=True)
-        run.record("end", step=trainer.state.step, seconds=trainer.elapsed(), reason="not finite", message=error.message)
+        run.record(
+            "end", step=trainer.state.step, seconds=trainer.elapsed(), reason="not finite", message=error.message
+        )
         raise
     _finish(job, trainer, reason)
     return TrainResult(run.path, reason, job.plan, trainer.state)

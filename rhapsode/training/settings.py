@@ -1,6 +1,6 @@
 """Every choice of a training run. A field left None is chosen by the planner; a resolved run has none left.
 
-    rhapsode train mytext.txt --minutes 10 --config settings.yaml --layers 6
+rhapsode train mytext.txt --minutes 10 --config settings.yaml --layers 6
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from rhapsode.base.settings import Range
 from rhapsode.training.schedules import ScheduleName
+
+TokenizerKind = Literal["character", "word", "byte", "bpe", "unigram"]
 
 UNSET: Any = None
 """Not chosen by anyone yet: the planner will. Typed as Any so that resolved settings read as plain values."""
@@ -31,7 +33,7 @@ class TrainSettings:
     seed: Annotated[int, Range(0, 2**63 - 1)] = UNSET
     """Seed of the initial weights, the order of the data, and dropout; 0 unless given."""
 
-    tokenizer: Literal["character", "word", "byte", "bpe", "unigram"] = UNSET
+    tokenizer: TokenizerKind = UNSET
     """What a token is."""
     tokenizer_folder: Path = UNSET
     """Use this tokenizer instead of training one: a folder, or a tokenizer.json."""
