@@ -308,4 +308,4 @@ class Trainer:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.run_folder.tensorboard), purge_step=self.state.step)  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(self.run_folder.tensorboard), purge_step=self.state.step)
