@@ -32,8 +32,11 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Some minutes. The long ones, benchmarks/tiny_shakespeare.py and long_run.py, are run by name.
 bench: .venv/installed-dev
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/training_speed.py --rounds 3
+	$(BIN)/python benchmarks/corpus_memory.py --gigabytes 0.1 --kinds txt
 
 # The environment is made once; a change of the stated requirements updates it.
 .venv/installed: pyproject.toml constraints.txt
