@@ -147,6 +147,8 @@ def lines(pieces: Iterable[str], where: str) -> Iterator[str]:
         *whole, rest = (rest + piece).split("\n")
         for line in whole:
             number += 1
+            if len(line) > LONGEST_LINE:
+                raise too_long(f"{where}:{number}")
             yield line + "\n"
         if len(rest) > LONGEST_LINE:
             raise too_long(f"{where}:{number + 1}")

@@ -15,7 +15,7 @@ from rhapsode.base.errors import InputError
 from rhapsode.corpus.account import Reading, UnreadableTextError
 from rhapsode.corpus.decode import LONGEST_LINE, DecodedText, compose, composed, lines, too_long, whole, with_newlines
 from rhapsode.corpus.markup import visible_text
-from rhapsode.corpus.unpack import Source
+from rhapsode.corpus.unpack import Source, seekable
 
 ROWS_AT_ONCE = 128
 CSV_DELIMITERS = ",;\t"
@@ -56,28 +56,25 @@ def _text(source: Source, reading: Reading) -> Iterator[Piece]:
 
 def _separated(texts: Iterable[str], separator: str, name: str, decoded: DecodedText) -> Iterator[Piece]:
     """The documents between the separators; the newline that ends a separator's line belongs to none of them."""
-    number, at_start, held = 1, False, ""
-
-    def piece(text: str, *, last: bool) -> Piece:
-        nonlocal number, at_start
-        if at_start and text:
-            text, at_start = text.removeprefix("\n"), False
-        source = f"{name}#{number}"
-        if last:
-            number, at_start = number + 1, True
-        return Piece(text, source, decoded.encoding, last=last)
-
+    number, after_separator, has_text = 1, False, False
+    held = ""
     for text in texts:
         *ended, held = (held + text).split(separator)
         for document in ended:
-            yield piece(document, last=True)
+            body = document.removeprefix("\n") if after_separator else document
+            yield Piece(body, f"{name}#{number}", decoded.encoding)
+            number, after_separator, has_text = number + 1, True, False
         # The end of this piece may be the beginning of a separator.
         sure = max(0, len(held) - len(separator) + 1)
         if sure:
-            yield piece(held[:sure], last=False)
-            held = held[sure:]
-    if not (at_start and held in ("", "\n")):
-        yield piece(held, last=True)
+            body = held[:sure].removeprefix("\n") if after_separator else held[:sure]
+            held, after_separator = held[sure:], False
+            if body:
+                has_text = True
+                yield Piece(body, f"{name}#{number}", decoded.encoding, last=False)
+    body = held.removeprefix("\n") if after_separator else held
+    if body or has_text or number == 1:
+        yield Piece(body, f"{name}#{number}", decoded.encoding)
 
 
 def _html(source: Source, reading: Reading) -> Iterator[Piece]:
@@ -168,7 +165,7 @@ def _parquet(source: Source, reading: Reading) -> Iterator[Piece]:
         ) from None
     field = reading.text_field
     try:
-        with parquet.ParquetFile(source.stream) as file:
+        with seekable(source.stream) as stream, parquet.ParquetFile(stream) as file:
             schema = file.schema_arrow
             if field not in schema.names:
                 raise _no_field(field, schema.names, source.name)

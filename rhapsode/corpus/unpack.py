@@ -133,8 +133,10 @@ def open_file(file: InputFile, reading: Reading) -> Iterator[Source]:
         UnreadableTextError: it cannot be read, is damaged, or unpacks to more than the bounds allow.
     """
     if file.path is None:
-        stream = _layer(sys.stdin.buffer, file.name, reading.report.add_bytes)
-        yield Source(file.name, "text", stream, named=True)
+        # Unbuffered: Python's buffer waits for a whole block without heeding an interrupt.
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
+            stream = _layer(raw, file.name, reading.report.add_bytes)
+            yield Source(file.name, "text", stream, named=True)
         return
     with _clear_errors(file.name), file.path.open("rb", buffering=0) as raw:
         stream = _layer(raw, file.name, reading.report.add_bytes, seekable=raw.seekable())
@@ -303,7 +305,7 @@ class _Unpacking:
             yield from self._member(name, member.name, opened, depth)
 
     def _zip_members(self, name: str, stream: BinaryIO, depth: int) -> Iterator[Source]:
-        with _seekable(stream) as file:
+        with seekable(stream) as file:
             with _clear_errors(name):
                 archive = zipfile.ZipFile(file)
             for member in archive.infolist():
@@ -354,7 +356,7 @@ class _Unpacking:
 
 
 @contextmanager
-def _seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
+def seekable(stream: BinaryIO) -> Iterator[BinaryIO]:
     """`stream`, or a temporary copy of it on disk if it only goes forward."""
     if stream.seekable():
         yield stream
