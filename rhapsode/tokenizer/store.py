@@ -242,7 +242,7 @@ def _read_documents(folder: Path, manifest: dict[str, Any]) -> npt.NDArray[np.in
     try:
         # Mapped first: a header that promises more than there is must not take the memory for it.
         documents = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError):
+    except Exception:  # NumPy reads the header as Python, and a damaged one can fail in as many ways
         raise DamagedError("is not a NumPy array", where=str(path), todo=MAKE_AGAIN) from None
     right = (
         documents.dtype == np.int64
