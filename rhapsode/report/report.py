@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from rhapsode import __version__
+from rhapsode.base.errors import InputError
 from rhapsode.base.files import write_atomically
 from rhapsode.base.progress import duration
+from rhapsode.base.settings import read_yaml
 from rhapsode.report.charts import loss_over_time, loss_over_tokens, over_steps
 from rhapsode.report.records import Records, number, read_records
 
@@ -50,14 +52,23 @@ def write_report(run: Path) -> Path:
 
 def next_commands(run: Path) -> list[tuple[str, str]]:
     """What one can do with a run now: pairs of a purpose and the command for it."""
-    folder = shlex.quote(str(run))
+    folder, prompt = shlex.quote(str(run)), shlex.quote(_prompt(run))
     return [
-        ("Write text with it", f'rhapsode generate {folder} "Once upon a time"'),
+        ("Write text with it", f"rhapsode generate {folder} {prompt}"),
         ("Talk with it", f"rhapsode chat {folder}"),
-        ("See what it thinks comes next", f'rhapsode next {folder} "The cat sat on the" --temperature 0.1 1 2'),
+        ("See what it thinks comes next", f"rhapsode next {folder} {prompt} --temperature 0.1 1 2"),
         ("Measure it on another text", f"rhapsode evaluate {folder} other.txt"),
         ("Check that every file is undamaged", f"rhapsode verify {folder}"),
     ]
+
+
+def _prompt(run: Path) -> str:
+    """Words in the language of the run's own text: the last line that its samples begin with."""
+    try:
+        lines = str(read_yaml(run / "run.yaml").get("sample_prompt") or "").strip().splitlines()
+    except InputError:
+        lines = []
+    return lines[-1].strip() if lines else "Once upon a time"
 
 
 def _contents(records: Records) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def _facts(records: Records) -> list[dict[str, Any]]:
     if math.isfinite(parameters := number(start.get("parameters"))):
         add("Parameters", _compact(parameters))
     if len(records.train):
-        add("Read", _compact(records.train["tokens"][-1]), "tokens", f"{_whole(records.train['step'][-1])} steps")
+        add("Text read", _compact(records.train["tokens"][-1]), "tokens", f"{_whole(records.train['step'][-1])} steps")
         add(
             "Training time",
             duration(records.train["seconds"][-1] if math.isfinite(records.train["seconds"][-1]) else 0),
@@ -238,7 +249,7 @@ def _text(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.6g}"
+        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value)
     return str(value)

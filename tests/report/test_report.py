@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -201,9 +202,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "none")
 
 
-def test_commands_can_be_typed_as_they_stand() -> None:
-    commands = dict(next_commands(Path("runs/my text")))
-    assert commands["Talk with it"] == "rhapsode chat 'runs/my text'"
+def test_commands_can_be_typed_as_they_stand(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    assert dict(next_commands(run))["Write text with it"] == f"rhapsode generate '{run}' 'Once upon a time'"
+    run.mkdir()
+    (run / "run.yaml").write_text('sample_prompt: "ROMEO:\\n\\n  It\'s $5 \\n"\n', encoding="utf-8")
+    command = dict(next_commands(run))["See what it thinks comes next"]
+    assert shlex.split(command) == ["rhapsode", "next", str(run), "It's $5", "--temperature", "0.1", "1", "2"]
 
 
 JSON = st.recursive(
