@@ -44,7 +44,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
@@ -113,7 +113,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def discarded(path: Path) -> Path:
+def discard(path: Path) -> Path:
     """Rename `path` to a name under which `leftovers` finds it, so that no half of it is ever taken for the whole."""
     return path.rename(path.with_name(f"{path.name}{TEMPORARY_SUFFIX}-old-{os.getpid()}"))
 
@@ -145,7 +145,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
                 sync_folder(path)
         sync_folder(temporary)
         if target.exists():
-            old = discarded(target)
+            old = discard(target)
             try:
                 temporary.rename(target)
             except BaseException:

@@ -38,8 +38,7 @@ class Windows:
             )
         self.tokens, self.context, self.seed = tokens, context, seed
         self.slack = min(context, len(tokens) - context)  # offsets to choose from, so that one window always fits
-        self.windows = (len(tokens) - self.slack) // context
-        self.windows = max(1, self.windows)
+        self.windows = (len(tokens) - self.slack) // context  # at least one
 
     def starts(self, first: int, count: int) -> Array:
         """Where samples first, first + 1, ... begin, (count,)."""

@@ -1,26 +1,30 @@
 """Checkpoints: a model folder, the optimizer's tensors and the loop's integers, vouched for by a manifest written last.
 
-    rhapsode verify runs/mytext/checkpoints/step-00000500
+rhapsode verify runs/mytext/checkpoints/step-00000500
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rhapsode.base.errors import DamagedError, RhapsodeError
-from rhapsode.base.files import TEMPORARY_SUFFIX, new_folder, read_json, sha256_of, write_json
+from rhapsode.base.files import discard, new_folder, read_json, remove, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
+DAMAGED = "damaged-"
+"""What the name of a checkpoint that did not verify begins with, once it is set aside."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,12 @@ class State:
     """Time the run has taken, over all its processes."""
     best_loss: float | None
     """Lowest validation loss so far, in nats per token."""
+    best_bits_per_byte: float | None
+    """Bits per byte then."""
     best_step: int
     """Where it was."""
+    last_loss: float | None
+    """Validation loss of the last evaluation."""
     evaluations_since_best: int
     """How long it has not been lower."""
 
@@ -61,12 +69,23 @@ def save_checkpoint(
 
     Raises:
         OSError: the disk is full or not writable. Nothing is left behind, nothing that was there is lost.
+        DamagedError: what was written does not read back as it should. Nothing is left behind either.
     """
-    with new_folder(folder, replace=True) as temporary:
+    with disk_errors(), new_folder(folder, replace=True) as temporary:
         write_model(temporary)
         save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, temporary / OPTIMIZER)
         write_json(temporary / STATE, asdict(state))
         write_manifest(temporary, identity)
+        verify_folder(temporary)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise OSError when safetensors, which has an error of its own for it, meets a full or failing disk."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from None
 
 
 def write_manifest(folder: Path, identity: dict[str, str]) -> None:
@@ -76,10 +95,15 @@ def write_manifest(folder: Path, identity: dict[str, str]) -> None:
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
-    write_json(folder / MANIFEST, {"identity": identity, "files": files})
+    write_json(folder / MANIFEST, {"identity": identity, "files": files, "sha256": _digest(identity, files)})
 
 
-def verify_folder(folder: Path) -> dict[str, Any]:
+def _digest(identity: object, files: object) -> str:
+    """What the manifest vouches for itself with."""
+    return hashlib.sha256(json.dumps([identity, files], sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def verify_folder(folder: Path) -> dict[str, str]:
     """Compare every file with the manifest; returns the manifest's identity.
 
     Raises:
@@ -89,21 +113,27 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DamagedError(f"has no {MANIFEST}, so nothing vouches for it", where=str(folder))
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not isinstance(files := manifest.get("files"), dict):
-        raise DamagedError("does not list files", where=str(path))
-    for name, expected in files.items():
+    try:
+        identity: dict[str, str] = manifest["identity"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        whole = manifest["sha256"] == _digest(identity, manifest["files"])
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DamagedError("its content has changed since it was written", where=str(path))
+    for name, (size, digest) in files.items():
         file = folder / name
-        if Path(name).name != name or not isinstance(expected, dict):
+        if Path(name).name != name:
             raise DamagedError(f"lists {name!r}, which is not a file of this folder", where=str(path))
         if not file.is_file():
             raise DamagedError("the file is missing", where=str(file))
-        if (size := file.stat().st_size) != expected.get("bytes"):
-            raise DamagedError(f"has {size:,} bytes; {expected.get('bytes'):,} were written", where=str(file))
-        if sha256_of(file) != expected.get("sha256"):
+        if (found := file.stat().st_size) != size:
+            raise DamagedError(f"has {found} bytes; {size} were written", where=str(file))
+        if sha256_of(file) != digest:
             raise DamagedError("its content has changed since it was written", where=str(file))
     if stray := {entry.name for entry in folder.iterdir()} - set(files) - {MANIFEST}:
         raise DamagedError(f"{', '.join(sorted(stray))} was not written with it", where=str(folder))
-    return dict(manifest.get("identity") or {})
+    return identity
 
 
 def load_state(folder: Path) -> tuple[State, dict[str, Tensor]]:
@@ -122,32 +152,29 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first; temporary leftovers are none."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if path.is_dir() and path.name.startswith("step-"))
-    return sorted(path for path in found if TEMPORARY_SUFFIX not in path.name)
+    named = re.compile(r"step-\d{8}")
+    return sorted(path for path in folder.iterdir() if path.is_dir() and named.fullmatch(path.name))
 
 
-def newest_good(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies; `say` is told of each that does not."""
+def newest_good(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, str]] | None:
+    """The newest checkpoint that verifies, and its identity; `say` is told of each that does not.
+
+    Those are set aside under another name: nobody takes them for good ones, and what is in them is not lost.
+    """
     for path in reversed(checkpoints(folder)):
         try:
-            verify_folder(path)
-        except RhapsodeError as error:
-            say(f"Checkpoint {path.name} is damaged and not used: {error.message}")
-            continue
-        return path
+            return path, verify_folder(path)
+        except (RhapsodeError, OSError) as error:
+            reason = error.message if isinstance(error, RhapsodeError) else f"{error}."
+        aside = path.with_name(DAMAGED + path.name)
+        remove(aside)
+        path.rename(aside)
+        say(f"Checkpoint {path.name} is damaged and set aside as {aside.name}: {reason}")
     return None
-
-
-def remove_leftovers(folder: Path) -> list[str]:
-    """Delete what a killed save left half done; returns the names."""
-    leftovers = [path for path in folder.iterdir() if TEMPORARY_SUFFIX in path.name] if folder.is_dir() else []
-    for path in leftovers:
-        shutil.rmtree(path, ignore_errors=True)
-    return [path.name for path in leftovers]
 
 
 def retain(folder: Path, newest: int, best_step: int) -> None:
     """Delete all checkpoints but the newest ones and the best; call it after the newest one verified."""
     for path in checkpoints(folder)[:-newest]:
         if path.name != checkpoint_name(best_step):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(discard(path))

@@ -22,7 +22,8 @@ class _Masked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.scale = scale
-        return torch.ops.aten.native_dropout_backward(x, mask, scale)  # x * mask * scale in one pass
+        # x * mask * scale in one pass
+        return torch.ops.aten.native_dropout_backward(x, mask, scale)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable

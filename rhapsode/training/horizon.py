@@ -1,7 +1,7 @@
 """How many steps a run has: fixed by the plan, and corrected on the way so that it ends when it was asked to.
 
-Machines drift by tenths over minutes. Each correction is on the disk before it is used, so that a run which is killed
-and resumed repeats it.
+Machines drift by tenths over minutes. What was found at each moment is on the disk before it is used, so that a run
+which is killed and resumed repeats it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from pathlib import Path
 from rhapsode.base.errors import DamagedError
 from rhapsode.base.files import read_json, write_json
 
-MOMENTS = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.97)
-"""Shares of the planned steps after which the clock is looked at."""
+LOOKS = 5
+"""The clock is looked at each time a fifth of the steps that were left has been done: more often near the end."""
+
+SMALLEST = 0.005
+"""Share of the planned steps below which a difference is not worth a correction."""
 
 
 @dataclass(frozen=True)
@@ -36,33 +39,52 @@ class Horizon:
 
     def __init__(self, path: Path, steps: int, seconds: float | None, reserve: float) -> None:
         self.path, self.planned, self.seconds, self.reserve = path, steps, seconds, reserve
-        self.moments = {max(2, round(steps * share)) for share in MOMENTS} if seconds is not None else set()
+        self.looks: list[tuple[int, float]] = []  # (step, seconds the run had taken), of this process
         self.corrections: list[Correction] = []
         if path.exists():
             try:
-                self.corrections = [Correction(**entry) for entry in read_json(path)]
-            except TypeError:
+                self.corrections = [Correction(int(entry["step"]), int(entry["steps"])) for entry in read_json(path)]
+            except (KeyError, TypeError, ValueError):
                 raise DamagedError("does not list corrections", where=str(path)) from None
 
     def steps(self, step: int) -> int:
         """The number of steps of the run, as it stands at `step`."""
-        for correction in reversed(self.corrections):
-            if correction.step <= step:
-                return correction.steps
-        return self.planned
+        return self._newest(step).steps
 
-    def look_at_clock(self, step: int, elapsed: float, seconds_per_step: float) -> None:
-        """At the set moments, correct the number of steps for the time that is left.
+    def _newest(self, step: int) -> Correction:
+        """The newest correction at `step` or before it."""
+        past = [correction for correction in self.corrections if correction.step <= step]
+        return max(past, key=lambda correction: correction.step, default=Correction(0, self.planned))
+
+    def look_at_clock(self, step: int, elapsed: float) -> None:
+        """Correct the number of steps for the time that is left, if it is time to.
+
+        Call it before the first step of a process, and after each. What an earlier process found at a step is not
+        looked at again.
 
         Args:
             step: steps done.
             elapsed: seconds the run has taken so far.
-            seconds_per_step: of late, evaluations and checkpoints included.
         """
-        if step not in self.moments or self.seconds is None or any(past.step == step for past in self.corrections):
+        if self.seconds is None:
             return
+        last = self._newest(step)
+        due = last.step + max(1, (last.steps - last.step) // LOOKS)
+        if self.looks and last.step < step < due:
+            return
+        self.looks.append((step, elapsed))
+        if len(self.looks) == 1 or step == last.step:  # the process begins, or does again what was done before
+            return
+        first = self.looks[0][0]
+        then, before = max(look for look in self.looks if look[0] <= (first + step) // 2)
+        seconds_per_step = (elapsed - before) / (step - then)  # of late, evaluations and checkpoints included
         left = self.seconds - self.reserve - elapsed
-        steps = step + max(1, int(left / seconds_per_step))
-        if abs(steps - self.steps(step)) > 0.005 * self.planned:
-            self.corrections.append(Correction(step, steps))
-            write_json(self.path, [asdict(correction) for correction in self.corrections])
+        steps = step + max(0, int(left / seconds_per_step))
+        if abs(steps - self.steps(step)) <= SMALLEST * self.planned:
+            steps = self.steps(step)
+        corrections = [*self.corrections, Correction(step, steps)]
+        try:
+            write_json(self.path, [asdict(correction) for correction in corrections])
+        except OSError:
+            return  # a full disk: what cannot be kept must not be used
+        self.corrections = corrections

@@ -11,20 +11,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rhapsode.base.errors import NotFiniteError, RhapsodeError
+from rhapsode.base.errors import DamagedError, NotFiniteError
 from rhapsode.base.progress import Progress, duration
-from rhapsode.inference.evaluation import Evaluation, evaluate
+from rhapsode.inference.evaluation import evaluate
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import save_model
 from rhapsode.training.batches import Windows
-from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint, verify_folder
+from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint
 from rhapsode.training.dropout import ResidualDropout
 from rhapsode.training.horizon import Horizon
 from rhapsode.training.optimizers import Optimizers
@@ -68,7 +68,8 @@ class Interruption:
             received += 1
             self.signal = number
             if received == 1:
-                say("Stopping: finishing this step and saving. Twice more to leave at once.")
+                with suppress(RuntimeError):  # the signal came while a line was being printed
+                    say("Stopping: finishing this step and saving. Twice more to leave at once.")
             elif received > 2:
                 raise KeyboardInterrupt
 
@@ -88,6 +89,7 @@ class Trainer:
         identity: what its checkpoints belong to; see `save_checkpoint`.
         provenance: what its model folders say of themselves.
         started: `time.time()` when the command began.
+        saved_step: the step of the checkpoint that `state` comes from; None for a new run.
         draw_sample: writes some text with the model; (prompt, temperature) -> text.
     """
 
@@ -108,6 +110,7 @@ class Trainer:
         identity: dict[str, str],
         provenance: dict[str, Any],
         started: float,
+        saved_step: int | None,
         draw_sample: Callable[[str, float], str],
         forward_loss: Callable[..., torch.Tensor],
     ) -> None:
@@ -119,7 +122,7 @@ class Trainer:
         self.interruption = Interruption()
         self.began = time.time()
         self.seconds_before = state.seconds + (self.began - started)
-        self.last_evaluation: Evaluation | None = None
+        self.saved_step = saved_step
         self.board = self._tensorboard()
 
     def elapsed(self) -> float:
@@ -130,21 +133,22 @@ class Trainer:
         """Train to the horizon; returns why it ended: "done", "validation turned up", "SIGINT" or "SIGTERM".
 
         Raises:
-            NotFiniteError: the loss or a gradient is not a number; the last good checkpoint is kept.
+            NotFiniteError: the loss, a gradient or a weight is not a number; the last good checkpoint is kept.
         """
-        run, settings = self.run_folder, self.settings
+        settings = self.settings
         first, first_elapsed = self.state.step, self.elapsed()
-        with (
-            self.interruption.watched(lambda text: run.say(text)),
-            Progress("training", total=self.horizon.steps(first), unit="steps", completed=first) as bar,
-        ):
-            reason = "done"
+        self.horizon.look_at_clock(first, first_elapsed)
+        with Progress("training", total=self.horizon.steps(first), unit="steps", completed=first) as bar:
             while self.state.step < (steps := self.horizon.steps(self.state.step)):
+                if self.interruption.signal is not None:
+                    self._checkpoint()
+                    return signal.Signals(self.interruption.signal).name
+                if self._turned_up():
+                    return "validation turned up"
                 bar.total = steps
                 loss = self._step(steps)
                 step = self.state.step
-                elapsed = self.elapsed()
-                self.horizon.look_at_clock(step, elapsed, (elapsed - first_elapsed) / (step - first))
+                self.horizon.look_at_clock(step, self.elapsed())
                 last = step >= self.horizon.steps(step)
                 if step % settings.validation_interval == 0 or last:
                     self._validate(bar)
@@ -153,14 +157,7 @@ class Trainer:
                 if step % settings.checkpoint_interval == 0 or last or self._best_now():
                     self._checkpoint()
                 bar.update(step, loss=f"{loss:.3f}", ends_in=duration(self._seconds_left(step, first, first_elapsed)))
-                if self.interruption.signal is not None:
-                    self._checkpoint()
-                    reason = signal.Signals(self.interruption.signal).name
-                    break
-                if self._turned_up():
-                    reason = "validation turned up"
-                    break
-        return reason
+        return "done"
 
     def _seconds_left(self, step: int, first: int, first_elapsed: float) -> float:
         per_step = (self.elapsed() - first_elapsed) / (step - first)
@@ -190,9 +187,7 @@ class Trainer:
         loss_per_token = total / tokens
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clipping or math.inf))
         self._check_finite(loss_per_token, norm, first)
-        schedule = Schedule(
-            settings.schedule, steps, settings.warmup_steps, settings.decay_share, settings.final_share
-        )
+        schedule = Schedule(settings.schedule, steps, settings.warmup_steps, settings.decay_share, settings.final_share)
         share = schedule.share(state.step)
         self.optimizers.set_share(share)
         self.optimizers.step()
@@ -223,20 +218,30 @@ class Trainer:
             )
 
     def _check_finite(self, loss: float, norm: float, first: int) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = "the loss" if not math.isfinite(loss) else "a gradient"
-        starts = self.windows.starts(first, self.settings.batch_size)
-        where = f"step {self.state.step + 1}, samples {first} to {first + self.settings.batch_size - 1}"
-        self.run_folder.record("warning", **self._where(), message=f"{what} is not a finite number at {where}")
-        raise NotFiniteError(
-            f"{what} is not a finite number; the weights were not changed (the samples begin at tokens "
-            f"{', '.join(map(str, starts[:8]))}{', ...' if len(starts) > 8 else ''} of the training text)",
-            where=where,
+        if not math.isfinite(loss):
+            raise self._not_finite("the loss", self.state.step + 1, first)
+        if not math.isfinite(norm):
+            raise self._not_finite("a gradient", self.state.step + 1, first)
+
+    def _check_weights(self) -> None:
+        """Steps so large that they end in no numbers must not be taken for good ones."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            step = self.state.step
+            raise self._not_finite("a weight", step, (step - 1) * self.settings.batch_size)
+
+    def _not_finite(self, what: str, step: int, first: int) -> NotFiniteError:
+        """What to raise when `what` is no finite number in `step`, whose samples begin with `first`."""
+        count = self.settings.batch_size
+        starts = self.windows.starts(first, min(count, 8)).tolist()
+        places = ", ".join(map(str, starts)) + (", ..." if count > 8 else "")
+        return NotFiniteError(
+            f"{what} is not a finite number (the samples begin at tokens {places} of the training text)",
+            where=f"step {step}, samples {first} to {first + count - 1}",
             todo="The last good checkpoint is kept. Try a smaller --learning-rate, in another run folder.",
         )
 
     def _validate(self, bar: Progress) -> None:
+        self._check_weights()
         settings, state = self.settings, self.state
         found = evaluate(
             self.model,
@@ -246,13 +251,16 @@ class Trainer:
             bytes_of_text=self.validation.bytes_of_text,
             batch=max(1, 16_384 // settings.context_length),
         )
-        self.last_evaluation = found
-        best = state.best_loss is None or found.nats_per_token < state.best_loss
+        loss = found.nats_per_token
+        if not math.isfinite(loss):
+            raise self._not_finite("the validation loss", state.step, (state.step - 1) * settings.batch_size)
+        best = state.best_loss is None or loss < state.best_loss
+        since = 0 if best else state.evaluations_since_best + 1
+        state = replace(state, last_loss=loss, evaluations_since_best=since)
         if best:
-            self.state = replace(state, best_loss=found.nats_per_token, best_step=state.step, evaluations_since_best=0)
-        else:
-            self.state = replace(state, evaluations_since_best=state.evaluations_since_best + 1)
-        self._record("validation", loss=found.nats_per_token, bits_per_byte=found.bits_per_byte, best=best)
+            state = replace(state, best_loss=loss, best_bits_per_byte=found.bits_per_byte, best_step=state.step)
+        self.state = state
+        self._record("validation", loss=loss, bits_per_byte=found.bits_per_byte, best=best)
         bar.update(state.step, bits_per_byte=f"{found.bits_per_byte:.3f}")
 
     def _best_now(self) -> bool:
@@ -260,10 +268,9 @@ class Trainer:
 
     def _turned_up(self) -> bool:
         state, patience = self.state, self.settings.patience
-        if not patience or state.best_loss is None or self.last_evaluation is None:
+        if not patience or state.best_loss is None or state.last_loss is None:
             return False
-        worse = self.last_evaluation.nats_per_token > TURNED_UP * state.best_loss
-        return worse and state.evaluations_since_best >= patience
+        return state.last_loss > TURNED_UP * state.best_loss and state.evaluations_since_best >= patience
 
     def _sample(self) -> None:
         prompt = self.settings.sample_prompt
@@ -272,20 +279,22 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Save, verify, and only then delete older ones. A full disk costs the checkpoint, not the run."""
-        run = self.run_folder
-        folder = run.checkpoints / checkpoint_name(self.state.step)
+        self._check_weights()
+        run, step = self.run_folder, self.state.step
+        folder = run.checkpoints / checkpoint_name(step)
         if folder.exists():
             return
         state = replace(self.state, seconds=self.elapsed())
         try:
             save_checkpoint(folder, self.write_model, self.optimizers.state(), state, self.identity)
-            verify_folder(folder)
-        except (OSError, RhapsodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            message = f"The checkpoint of step {self.state.step} could not be saved ({reason}); training goes on."
+        except (OSError, DamagedError) as error:
+            reason = (error.strerror or str(error)) if isinstance(error, OSError) else error.what
+            kept = "there is none yet" if self.saved_step is None else f"that of step {self.saved_step} is kept"
+            message = f"The checkpoint of step {step} could not be saved ({reason}); {kept}. Training goes on."
             run.say(message)
             self._record("warning", message=message)
             return
+        self.saved_step = step
         retain(run.checkpoints, self.settings.keep_checkpoints, self.state.best_step)
         self._record("checkpoint", message=folder.name)
 
@@ -293,11 +302,17 @@ class Trainer:
         """Write the model as it is now into an empty folder."""
         save_model(folder, self.model, self.tokenizer, self.provenance | {"step": self.state.step})
 
-    def _where(self) -> dict[str, Any]:
+    def close(self) -> None:
+        """Write out what TensorBoard's writer still holds."""
+        if self.board is not None:
+            self.board.close()
+
+    def where(self) -> dict[str, Any]:
+        """Where the loop stands, for the records."""
         return {"step": self.state.step, "tokens": self.state.tokens, "seconds": round(self.elapsed(), 3)}
 
     def _record(self, kind: str, **values: Any) -> None:
-        self.run_folder.record(kind, **self._where(), **values)
+        self.run_folder.record(kind, **self.where(), **values)
         if self.board is not None:
             for name, value in values.items():
                 if isinstance(value, float):

@@ -21,7 +21,7 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-"""Coefficients (a, b, c) of x -> a x + b x^3 + c x^5, the best for each step in turn (Amsel et al. 2025, algorithm 1)."""
+"""(a, b, c) of x -> a x + b x^3 + c x^5, the best for each step in turn (Amsel et al. 2025, algorithm 1)."""
 
 
 def orthogonalise(matrices: Tensor, steps: int = len(POLAR_EXPRESS)) -> Tensor:

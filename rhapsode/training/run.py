@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
@@ -15,11 +14,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import rhapsode
-from rhapsode.base.errors import InputError, MismatchError, NotFiniteError
-from rhapsode.base.files import new_folder, write_json
+from rhapsode.base.errors import DamagedError, InputError, MismatchError, NotFiniteError
+from rhapsode.base.files import new_folder, read_json, write_json
 from rhapsode.base.machine import peak_flops, prepare, processor
 from rhapsode.base.settings import given, overridden, read_yaml, validated
 from rhapsode.corpus.corpus import Corpus
@@ -39,9 +39,9 @@ from rhapsode.training.checkpoint import (
     State,
     checkpoint_name,
     checkpoints,
+    disk_errors,
     load_state,
     newest_good,
-    remove_leftovers,
     verify_folder,
 )
 from rhapsode.training.horizon import Horizon
@@ -54,6 +54,21 @@ from rhapsode.training.settings import UNSET, TrainSettings
 SAMPLE_TOKENS = 120
 SECONDS_AFTER_LAST_STEP = 2.5
 """Copying the best model and writing the report."""
+
+MAY_STAY_OPEN = ("minutes", "memory", "tokenizer_folder")
+"""Settings that mean something when they are None; every other one of a run is resolved."""
+
+FRESH = State(
+    step=0,
+    tokens=0,
+    seconds=0.0,
+    best_loss=None,
+    best_bits_per_byte=None,
+    best_step=0,
+    last_loss=None,
+    evaluations_since_best=0,
+)
+"""Where a new run stands."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,10 @@ def train(
         NotFiniteError: training met a value that is not a number.
     """
     started = time.time() if started is None else started
-    settings = settings or TrainSettings()
+    settings = validated(TrainSettings, given(settings or TrainSettings()), "settings")
     run = RunFolder(out or Path("runs") / _name_of(texts))
+    if resume and (force or dry_run):
+        raise InputError(f"--resume goes on with a run; --{'force' if force else 'dry-run'} does not go with it")
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="rhapsode-plan-") as folder:
             job = _prepare(RunFolder(Path(folder)), texts, settings, started, reading)
@@ -117,12 +134,15 @@ def train(
     if not run.begun and run.path.exists() and any(run.path.iterdir()):
         raise InputError("is not empty and not a run", where=str(run.path), todo="Choose another folder with --out.")
     with run.locked():
+        for name in run.remove_leftovers():
+            run.say(f"Removed {name}, left by a process that was cut short.")
         if run.exists and resume:
             job = _reopen(run, texts, settings, reading)
         else:
-            _clear(run)
-            job = _prepare(run, texts, settings, started, reading)
-            job.plan_written()
+            _refuse_own_texts(run, [*texts, *reading.get("validation", ()), settings.tokenizer_folder or "-"])
+            with run.making_way():
+                job = _prepare(run, texts, settings, started, reading)
+                job.plan_written()
         show_plan(job.plan)
         return _carry_out(job, started)
 
@@ -143,6 +163,25 @@ class _Job:
     def plan_written(self) -> None:
         write_json(self.run.plan, self.plan.as_json())
         self.run.write_settings(asdict(self.settings))
+
+    def windows(self) -> Windows:
+        """The training text as the loop reads it."""
+        return Windows(self.train_tokens.tokens, self.settings.context_length, self.settings.seed)
+
+    def validation(self) -> Validation:
+        """The first tokens of the validation text, up to the number set.
+
+        Raises:
+            InputError: there are too few to predict any.
+        """
+        tokens = np.array(self.validation_tokens.tokens[: self.settings.validation_tokens])  # (validation_tokens,)
+        bytes_of_text = len(self.tokenizer.decode(tokens).encode("utf-8"))
+        if len(tokens) < 2 or not bytes_of_text:
+            raise InputError(
+                f"the text to validate on has {len(tokens)} tokens, too few to predict any",
+                todo="Give more text, a larger --validation-fraction, or more --validation-tokens.",
+            )
+        return Validation(tokens, bytes_of_text)
 
     def identity(self) -> dict[str, str]:
         """What the checkpoints of this run belong to."""
@@ -188,13 +227,15 @@ def _name_of(texts: Sequence[str]) -> str:
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
 
 
-def _clear(run: RunFolder) -> None:
-    """Delete what a run wrote, and nothing else that may be in its folder."""
-    for path in (run.metrics, run.samples, run.log, run.plan, run.horizon, run.report, run.settings):
-        path.unlink(missing_ok=True)
-    for folder in (run.corpus, run.tokenizer, run.tokens, run.checkpoints, run.model, run.tensorboard):
-        shutil.rmtree(folder, ignore_errors=True)
-    run.checkpoints.mkdir(exist_ok=True)
+def _refuse_own_texts(run: RunFolder, texts: Sequence[str | Path]) -> None:
+    """A run must not be replaced by one that reads what it wrote."""
+    for text in texts:
+        if Path(text).resolve().is_relative_to(run.path.resolve()):
+            raise InputError(
+                "lies in the run folder itself",
+                where=str(text),
+                todo="Copy it elsewhere first, or choose another folder with --out.",
+            )
 
 
 def _read_corpus(run: RunFolder, texts: Sequence[str], reading: dict[str, Any]) -> Corpus:
@@ -215,7 +256,7 @@ def _prepare(
     """Corpus, tokenizer, token stores and plan of a new run."""
     device = prepare(settings.device or "auto", settings.threads)
     minutes = settings.minutes or (UNSET if settings.steps else 10.0)
-    settings = overridden(settings, TrainSettings(minutes=minutes))
+    settings = overridden(settings, TrainSettings(minutes=minutes, threads=torch.get_num_threads()))
     run.say(f"Reading {', '.join(texts)}")
     corpus = _read_corpus(run, texts, reading)
     kind, size, reason = choose_tokenizer(settings, corpus.bytes("train"), minutes or 10.0)
@@ -248,10 +289,18 @@ def _prepare(
                 todo="Ask for more --minutes, or prepare the text first with `rhapsode corpus`.",
             )
     plan = make_plan(settings, text, reason, device, seconds)
+    context = plan.settings.context_length
     if plan.settings.sample_prompt is UNSET:
         prompt = next(piece for piece, _ in corpus.pieces("validation"))[:24].rpartition(" ")[0]
+        while len(tokenizer.encode(prompt)) > context // 2:
+            prompt = prompt[:-1]
         plan = plan.with_settings(sample_prompt=prompt)
-    return _Job(run, corpus, tokenizer, stores.train, stores.validation, plan.settings, plan, device)
+    elif (length := len(tokenizer.encode(plan.settings.sample_prompt))) > context:
+        raise InputError(f"has {length} tokens; the model's context has {context}", where="--sample-prompt")
+    job = _Job(run, corpus, tokenizer, stores.train, stores.validation, plan.settings, plan, device)
+    job.windows()  # texts that are too short are refused before there is a run
+    job.validation()
+    return job
 
 
 def _reopen(run: RunFolder, texts: Sequence[str], settings: TrainSettings, reading: dict[str, Any]) -> _Job:
@@ -261,16 +310,22 @@ def _reopen(run: RunFolder, texts: Sequence[str], settings: TrainSettings, readi
         MismatchError: what is given now differs from what the run was made with; the message lists the differences.
     """
     saved = validated(TrainSettings, read_yaml(run.settings), str(run.settings))
+    if missing := [name for name, value in asdict(saved).items() if value is None and name not in MAY_STAY_OPEN]:
+        raise DamagedError(f"a value is missing for {', '.join(missing)}", where=str(run.settings))
+    if reading and not texts:
+        raise InputError(
+            f"{', '.join(sorted(reading))}: no text is read, as none was given",
+            todo="Name the texts of the run again, or leave these out.",
+        )
     differences = [
         f"{name} was {getattr(saved, name)} and is {value} now"
         for name, value in given(settings).items()
-        if getattr(saved, name) != value and name not in ("tokenizer_folder", "sample_prompt", "threads", "device")
+        if getattr(saved, name) != value and name not in ("tokenizer_folder", "threads", "device")
     ]
     if not Corpus.is_corpus(run.corpus) and not texts:
         raise InputError("its corpus lies elsewhere", where=str(run.path), todo="Name the corpus again.")
     corpus = Corpus.open(run.corpus) if Corpus.is_corpus(run.corpus) else Corpus.open(Path(texts[0]))
     tokenizer = Tokenizer.load(run.tokenizer)
-    stores = TokenStore.open(run.tokens / "train"), TokenStore.open(run.tokens / "validation")
     if texts:
         with tempfile.TemporaryDirectory(prefix="rhapsode-compare-") as folder:
             now = _read_corpus(RunFolder(Path(folder)), texts, reading)
@@ -287,23 +342,27 @@ def _reopen(run: RunFolder, texts: Sequence[str], settings: TrainSettings, readi
             where=str(run.path),
             todo="Resume it as it was, or start another run with --out.",
         )
+    if settings.threads and settings.threads != saved.threads:
+        run.say(f"Computing with {settings.threads} threads, not {saved.threads}: the last bits will differ.")
+    train_tokens, validation_tokens = (
+        TokenStore.open(run.tokens / split, tokenizer=tokenizer, corpus=corpus) for split in ("train", "validation")
+    )
+    for store in (train_tokens, validation_tokens):
+        store.verify()
     plan = Plan.from_json(run.plan, saved, tokenizer.vocabulary_size)
     device = prepare(settings.device or saved.device, settings.threads or saved.threads)
-    return _Job(run, corpus, tokenizer, stores[0], stores[1], saved, plan, device)
+    return _Job(run, corpus, tokenizer, train_tokens, validation_tokens, saved, plan, device)
 
 
 def _carry_out(job: _Job, started: float) -> TrainResult:
     """Train a job from where it stands to its end, and put the model in place."""
     run, settings, identity = job.run, job.settings, job.identity()
-    for name in remove_leftovers(run.checkpoints) + remove_leftovers(run.path):
-        run.say(f"Removed {name}, left by a save that was cut short.")
+    found = _checkpoint_to_resume(job, identity)
     model = Decoder(job.plan.config).to(job.device)
     initialise(model, settings.seed)
     optimizers = Optimizers(model, settings)
-    state = State(step=0, tokens=0, seconds=0.0, best_loss=None, best_step=0, evaluations_since_best=0)
-    resumed_from = None
-    if run.metrics.exists():
-        state, resumed_from = _restore(job, model, optimizers, state, identity)
+    state = FRESH if found is None else _restore(found, model, optimizers)
+    resumed_from = None if found is None else state.step
     seconds = 60 * settings.minutes if job.plan.timed else None
     horizon = Horizon(run.horizon, settings.steps, seconds, SECONDS_AFTER_LAST_STEP)
     peak = peak_flops(job.device)
@@ -329,8 +388,8 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
     trainer = Trainer(
         model=model,
         tokenizer=job.tokenizer,
-        windows=Windows(job.train_tokens.tokens, settings.context_length, settings.seed),
-        validation=_validation(job),
+        windows=job.windows(),
+        validation=job.validation(),
         settings=settings,
         horizon=horizon,
         optimizers=optimizers,
@@ -341,86 +400,126 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
         identity=identity,
         provenance=job.provenance(),
         started=started,
+        saved_step=resumed_from,
         draw_sample=lambda prompt, temperature: (
             writer.generate(prompt, temperature=temperature, max_new_tokens=SAMPLE_TOKENS, seed=settings.seed).text
         ),
         forward_loss=torch.compile(model.loss) if settings.compile else model.loss,
     )
-    try:
-        reason = trainer.train()
-    except NotFiniteError as error:
-        run.say(error.message, quiet=True)
-        run.record(
-            "end", step=trainer.state.step, seconds=trainer.elapsed(), reason="not finite", message=error.message
-        )
-        raise
-    _finish(job, trainer, reason)
+    with trainer.interruption.watched(run.say):
+        try:
+            reason = trainer.train()
+        except NotFiniteError as error:
+            run.say(error.message, quiet=True)
+            run.record("end", **trainer.where(), reason="not finite", message=error.message)
+            raise
+        finally:
+            trainer.close()
+        _finish(job, trainer, reason)
     return TrainResult(run.path, reason, job.plan, trainer.state)
 
 
-def _restore(
-    job: _Job, model: Decoder, optimizers: Optimizers, fresh: State, identity: dict[str, str]
-) -> tuple[State, int | None]:
-    """Put the newest good checkpoint into model and optimizers; from the beginning if there is none."""
-    run = job.run
-    folder = newest_good(run.checkpoints, lambda text: run.say(text))
-    if folder is None:
-        run.say("There is no good checkpoint: training begins again.")
-        run.cut_records(-1)
-        return fresh, None
-    found = verify_folder(folder)
-    for name, value in identity.items():
-        if found.get(name) != value:
-            raise MismatchError(
-                f"its {name} was {str(found.get(name))[:12]} and is {value[:12]} now",
-                where=str(folder),
-                todo="Resume the run as it was, or start another with --out.",
-            )
+def _checkpoint_to_resume(job: _Job, identity: dict[str, str]) -> Path | None:
+    """The newest good checkpoint of the run, if it was begun before; what the records say beyond it is cut off.
+
+    Raises:
+        MismatchError: it belongs to other data, another tokenizer or other settings.
+    """
+    run, told = job.run, list[str]()
+    if not run.metrics.exists() and not checkpoints(run.checkpoints):
+        return None
+    found = newest_good(run.checkpoints, told.append)
+    if found is not None:
+        folder, was = found
+        for name, value in identity.items():
+            if was.get(name) != value:
+                raise MismatchError(
+                    _difference(name, str(was.get(name)), value, folder, job),
+                    where=str(folder),
+                    todo="Resume the run as it was, or start another with --out.",
+                )
+        step = load_state(folder)[0].step
+        told.append(f"Going on from {folder.name}.")
+    else:
+        step = -1
+        told.append("There is no good checkpoint: training begins again.")
+    run.cut_records(step)
+    for message in told:
+        run.say(message)
+    for message in told[:-1]:
+        run.record("warning", step=max(0, step), message=message)
+    return None if found is None else found[0]
+
+
+def _difference(name: str, was: str, now: str, folder: Path, job: _Job) -> str:
+    """How what a checkpoint belongs to differs from what is here now, setting by setting where it is the settings."""
+    if name == "settings":
+        then, present = read_json(folder / "rhapsode.json")["settings"], job.provenance()["settings"]
+        differences = [
+            f"{key} was {then.get(key)} and is {value} now" for key, value in present.items() if then.get(key) != value
+        ]
+        if differences:
+            return "; ".join(differences)
+    return f"its {name} was {was[:12]} and is {now[:12]} now"
+
+
+def _restore(folder: Path, model: Decoder, optimizers: Optimizers) -> State:
+    """Put a checkpoint into model and optimizers."""
     state, tensors = load_state(folder)
     with torch.no_grad():
         for ours, theirs in zip(model.parameters(), load_model(folder).parameters(), strict=True):
             ours.copy_(theirs)
     optimizers.load_state(tensors)
-    for later in checkpoints(run.checkpoints):
-        if later.name > folder.name:
-            shutil.rmtree(later, ignore_errors=True)
-    run.cut_records(state.step)
-    run.say(f"Going on from {folder.name}.")
-    return state, state.step
-
-
-def _validation(job: _Job) -> Validation:
-    """The first tokens of the validation text, up to the number set."""
-    tokens = job.validation_tokens.tokens[: job.settings.validation_tokens]
-    return Validation(tokens, len(job.tokenizer.decode(tokens).encode("utf-8")))
+    return state
 
 
 def _finish(job: _Job, trainer: Trainer, reason: str) -> None:
-    """Put the best model in place as RUN/model, and record the end."""
+    """Put the best model in place as RUN/model, and record the end.
+
+    Raises:
+        InputError: the disk is full; the checkpoints are still there.
+    """
+    run, state = job.run, trainer.state
+    go_on = f"`rhapsode train --resume --out {run.path}` goes on from "
+    go_on += "the beginning." if trainer.saved_step is None else f"step {trainer.saved_step:,}."
+    try:
+        _put_model(job, trainer)
+    except OSError as error:
+        what = f"the model could not be written ({error.strerror or error})"
+        run.record("end", **trainer.where(), reason="not saved", message=f"{what}. {go_on}")
+        raise InputError(what, where=str(run.model), todo=f"Make space on the disk; then {go_on}") from None
+    saved = "saved" if trainer.saved_step == state.step else "not saved"
+    message = {
+        "done": f"Finished after {state.step:,} steps.",
+        "validation turned up": f"Stopped at step {state.step:,}: the validation loss had turned up for good.",
+    }.get(reason, f"Stopped by {reason} at step {state.step:,}, {saved}. {go_on}")
+    run.record(
+        "end",
+        **trainer.where(),
+        reason=reason,
+        message=message,
+        best_step=state.best_step,
+        loss=state.best_loss,
+        bits_per_byte=state.best_bits_per_byte,
+    )
+    run.say(message)
+
+
+def _put_model(job: _Job, trainer: Trainer) -> None:
+    """RUN/model becomes the best checkpoint's model; that of now, where there is no best one or it is damaged."""
     run, state = job.run, trainer.state
     best = run.checkpoints / checkpoint_name(state.best_step)
-    with new_folder(run.model, replace=True) as temporary:
-        if best.is_dir():
+    try:
+        verify_folder(best)
+        whole = True
+    except DamagedError:
+        whole = False
+        if state.best_loss is not None:
+            run.say(f"{best.name}, the best checkpoint, is missing or damaged: the model is that of step {state.step}.")
+    with disk_errors(), new_folder(run.model, replace=True) as temporary:
+        if whole:
             for file in sorted(best.iterdir()):
                 if file.name not in (OPTIMIZER, STATE, MANIFEST):
                     shutil.copyfile(file, temporary / file.name)
         else:
             trainer.write_model(temporary)
-    found = trainer.last_evaluation
-    message = {
-        "done": f"Finished after {state.step:,} steps.",
-        "validation turned up": f"Stopped at step {state.step:,}: the validation loss had turned up for good.",
-    }.get(reason, f"Stopped by {reason} at step {state.step:,}; saved. `--resume` goes on from there.")
-    run.record(
-        "end",
-        step=state.step,
-        tokens=state.tokens,
-        seconds=round(trainer.elapsed(), 3),
-        reason=reason,
-        message=message,
-        best_step=state.best_step,
-        loss=state.best_loss,
-        bits_per_byte=None if found is None else found.bits_per_byte,
-    )
-    run.say(message)
-    os.sync() if hasattr(os, "sync") else None

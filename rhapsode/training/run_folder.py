@@ -1,23 +1,26 @@
 """The run folder: everything a run was told, did and made, as files that others read.
 
-    runs/NAME/  run.yaml  plan.json  metrics.jsonl  samples.jsonl  log.txt  corpus/  tokenizer/  tokens/
-                checkpoints/step-00000500/  model/  report.html
+runs/NAME/  run.yaml  plan.json  metrics.jsonl  samples.jsonl  log.txt  corpus/  tokenizer/  tokens/
+            checkpoints/step-00000500/  model/  report.html
 """
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rhapsode.base.errors import InputError
-from rhapsode.base.files import exclusive_lock, write_atomically
+from rhapsode.base.files import TEMPORARY_SUFFIX, append, exclusive_lock, leftovers, remove, write_atomically
 from rhapsode.base.progress import note
+from rhapsode.training.checkpoint import checkpoints
 
 
 class RunFolder:
@@ -25,7 +28,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock = path / "lock"
+        self.lock = path / "rhapsode.lock"
         self.settings = path / "run.yaml"
         self.plan = path / "plan.json"
         self.horizon = path / "horizon.json"
@@ -39,6 +42,11 @@ class RunFolder:
         self.model = path / "model"
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
+        files = (self.settings, self.plan, self.horizon, self.metrics, self.samples, self.log, self.report)
+        folders = (self.corpus, self.tokenizer, self.tokens, self.checkpoints, self.model, self.tensorboard)
+        self.written = files + folders
+        """All that a run writes besides its lock: what --force replaces, and nothing else."""
+        self._unwritable: set[Path] = set()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -47,29 +55,59 @@ class RunFolder:
         Raises:
             InputError: it cannot be written to, or another trainer is at work in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
-            write_atomically(self.path / "writable", b"")
-            (self.path / "writable").unlink()
-        except OSError as error:
-            raise InputError(
-                f"cannot be written to ({error.strerror})",
-                where=str(self.path),
-                todo="Choose another folder with --out.",
-            ) from None
-        with exclusive_lock(self.lock, "training in this folder"):
+        with ExitStack() as held:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.path):
+                    pass
+                held.enter_context(exclusive_lock(self.lock, "training in this folder"))
+            except OSError as error:
+                raise InputError(
+                    f"cannot be written to ({error.strerror})",
+                    where=str(self.path),
+                    todo="Choose another folder with --out.",
+                ) from None
             yield
 
     @property
     def begun(self) -> bool:
         """Whether a run was ever begun here, even one that was killed before it had a plan."""
-        return self.lock.exists()
+        return self.lock.exists() or self.exists
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run with a plan here, which can be resumed."""
-        return self.settings.exists()
+        """Whether there is a run here that got as far as training, or what is left of one."""
+        return self.settings.exists() or self.model.exists() or bool(checkpoints(self.checkpoints))
+
+    @contextmanager
+    def making_way(self) -> Iterator[None]:
+        """Set what an earlier run wrote aside while another is prepared: deleted if that ends well, else put back."""
+        aside = self.path / f"replaced{TEMPORARY_SUFFIX}-{os.getpid()}"
+        aside.mkdir()
+        for path in self.written:
+            if path.exists():
+                path.rename(aside / path.name)
+        self.checkpoints.mkdir()
+        try:
+            yield
+        except BaseException:
+            for path in self.written:
+                remove(path)
+            for path in aside.iterdir():
+                path.rename(self.path / path.name)
+            aside.rmdir()
+            raise
+        remove(aside)
+
+    def remove_leftovers(self) -> list[str]:
+        """Delete what killed processes left half done; returns the names."""
+        own = {"replaced", *(path.name for path in self.written)}
+        found = [path for path in leftovers(self.path) if path.name.partition(TEMPORARY_SUFFIX)[0] in own]
+        if self.checkpoints.is_dir():
+            found += [path for path in leftovers(self.checkpoints) if path.name.startswith("step-")]
+        for path in found:
+            remove(path)
+        return [path.name for path in found]
 
     def write_settings(self, values: dict[str, Any]) -> None:
         """Write every resolved setting as YAML."""
@@ -79,28 +117,28 @@ class RunFolder:
 
     def record(self, kind: str, **values: Any) -> None:
         """Append one line to metrics.jsonl. A disk that is full loses the line, not the run."""
-        self._append(self.metrics, {"kind": kind, **values})
+        self._append(self.metrics, _as_line({"kind": kind, **values}))
 
     def sample(self, **values: Any) -> None:
         """Append one line to samples.jsonl."""
-        self._append(self.samples, values)
+        self._append(self.samples, _as_line(values))
 
     def say(self, text: str, *, quiet: bool = False) -> None:
         """Append a dated line to log.txt and, unless `quiet`, show it above the progress bar."""
         if not quiet:
             note(text)
-        try:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        except OSError as error:
-            note(f"The log could not be written ({error.strerror}).")
+        self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
-    def _append(self, path: Path, value: dict[str, Any]) -> None:
+    def _append(self, path: Path, line: str) -> None:
+        """A full disk is told of once, until there is space again."""
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            append(path, line)
         except OSError as error:
-            note(f"{path.name} could not be written ({error.strerror}); training goes on.")
+            if path not in self._unwritable:
+                note(f"{path.name} cannot be written ({error.strerror}); its lines are lost until it can.")
+            self._unwritable.add(path)
+        else:
+            self._unwritable.discard(path)
 
     def cut_records(self, step: int) -> None:
         """Forget what metrics and samples say of steps after `step`: they will be done again."""
@@ -108,11 +146,13 @@ class RunFolder:
             if not path.exists():
                 continue
             kept = []
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+                with suppress(ValueError, TypeError, AttributeError):  # half a line, from a kill in the middle of it
                     value = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # half a line, from a kill in the middle of it
-                if isinstance(value, dict) and value.get("step", 0) <= step and value.get("kind") != "end":
-                    kept.append(line)
+                    if value.get("step", 0) <= step and value.get("kind") != "end":
+                        kept.append(line)
             write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _as_line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
