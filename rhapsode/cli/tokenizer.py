@@ -62,9 +62,8 @@ def train(
 
     _refuse_options(texts, train)
     with new_folder(out, replace=force) as folder:  # refuses before the work when it exists
-        tokenizer = train_tokenizer(
-            _read(texts, text_field=text_field, skip_bad=skip_bad), kind, vocabulary_size, pre_tokenizer=pre_tokenizer
-        )
+        read_texts = _read(texts, text_field=text_field, skip_bad=skip_bad, then="Making the vocabulary.")
+        tokenizer = train_tokenizer(read_texts, kind, vocabulary_size, pre_tokenizer=pre_tokenizer)
         tokenizer.save(folder)
     read, used = (tokenizer.settings["rhapsode"][name] for name in ("characters_read", "characters_used"))
     if kind not in ("character", "byte") and used < read:
@@ -191,7 +190,7 @@ def compare(
         raise InputError("there is no TOKENIZER", todo="Name folders with tokenizers, or tokenizer.json files.")
     _refuse_options(text, compare)
     coders = [Tokenizer.load(path) for path in tokenizers]
-    rows = comparing.compare(coders, _read(text, text_field=text_field, skip_bad=False))
+    rows = comparing.compare(coders, _read(text, text_field=text_field, then="Encoding."))
     if json:
         for path, row in zip(tokenizers, rows, strict=True):
             print(dumps({"tokenizer": str(path)} | asdict(row)))
@@ -225,23 +224,31 @@ def _show(paths: Sequence[Path], rows: Sequence[Comparison]) -> None:
     console.print(table)
 
 
-def _read(texts: Sequence[str], *, text_field: str, skip_bad: bool) -> Iterator[str]:
-    """The texts of a prepared corpus, or of whatever the corpus reader reads."""
+def _read(texts: Sequence[str], *, text_field: str, then: str, skip_bad: bool = False) -> Iterator[str]:
+    """The training text of a prepared corpus, or whatever the corpus reader reads, in parts to encode alone.
+
+    At the end it says what comes `then`, for that may take long as well.
+    """
     from rhapsode.base.errors import InputError
-    from rhapsode.base.progress import Progress
+    from rhapsode.base.progress import Progress, note, on_terminal
     from rhapsode.corpus.corpus import Corpus
     from rhapsode.corpus.read import read_pieces
+    from rhapsode.tokenizer.pre_tokenizers import by_document, safe_parts
 
     if not texts:
         raise InputError("there is no TEXT", todo="Name files, folders or globs, or - for standard input.")
     with Progress("reading", None, "characters") as progress:
         if len(texts) == 1 and Corpus.is_corpus(Path(texts[0])):
-            pieces = (piece for piece, _ in Corpus.open(Path(texts[0])).pieces("train"))
+            pieces = Corpus.open(Path(texts[0])).pieces("train")
         else:
-            pieces = (piece.text for piece in read_pieces(texts, text_field=text_field, skip_bad=skip_bad))
-        for piece in pieces:
-            yield piece
-            progress.advance(len(piece))
+            read = read_pieces(texts, text_field=text_field, skip_bad=skip_bad)
+            pieces = ((piece.text, piece.last) for piece in read)
+        for document in by_document(pieces):
+            for part in safe_parts(document):
+                yield part
+                progress.advance(len(part))
+    if on_terminal():
+        note(then)
 
 
 def _content(text: str) -> str:

@@ -90,6 +90,20 @@ def safe_parts(pieces: Iterable[str]) -> Iterator[str]:
     yield rest
 
 
+def by_document(pieces: Iterable[tuple[str, bool]]) -> Iterator[Iterator[str]]:
+    """The pieces of each document, from pieces with whether they end it; take all of one document before the next."""
+    iterator = iter(pieces)
+
+    def document(piece: str, last: bool) -> Iterator[str]:
+        yield piece
+        while not last:
+            piece, last = next(iterator)
+            yield piece
+
+    for piece, last in iterator:
+        yield document(piece, last)
+
+
 def has_long_run(text: str) -> bool:
     """Whether `text` may have `LONG_RUN` white spaces in a row, or as many other characters; never false if it has."""
     half = LONG_RUN // 2  # so long a run covers one whole block of half its length

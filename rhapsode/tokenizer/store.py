@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.base.files import new_folder, read_json, sha256_of, write_json
 from rhapsode.base.progress import Progress
+from rhapsode.tokenizer.pre_tokenizers import by_document
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -175,23 +176,13 @@ def _write_split(corpus: Corpus, split: Split, tokenizer: Tokenizer, folder: Pat
 
 def _parts(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
     """The parts in which the documents are encoded, in order, each with whether it ends its document."""
-    pieces = corpus.pieces(split)
-    for first in pieces:
-        parts = iter(tokenizer.parts(_document(first, pieces)))
+    for document in by_document(corpus.pieces(split)):
+        parts = iter(tokenizer.parts(document))
         part = next(parts)
         for following in parts:
             yield part, False
             part = following
         yield part, True
-
-
-def _document(first: tuple[str, bool], pieces: Iterator[tuple[str, bool]]) -> Iterator[str]:
-    """The pieces of one document, the first of them already taken from `pieces`."""
-    piece, last = first
-    yield piece
-    while not last:
-        piece, last = next(pieces)
-        yield piece
 
 
 def _batches(parts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:

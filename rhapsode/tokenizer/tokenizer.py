@@ -74,6 +74,7 @@ class Tokenizer:
         where: where the definition comes from, for messages.
 
     Attributes:
+        content: the definition as JSON.
         kind: "character", "word", "byte", "bpe", "unigram", or "wordpiece" (others' only).
         digest: SHA-256 of the definition, as hexadecimal digits.
         vocabulary_size: one more than the highest id.
@@ -97,10 +98,10 @@ class Tokenizer:
         self.definition, self.chat_template, self.where = definition, chat_template, where
         self.settings = dict(settings or {})
         self.digest = hashlib.sha256(definition.encode("utf-8")).hexdigest()
-        self._content = _parsed(definition, where)
+        self.content = _parsed(definition, where)
         self._library = _library(definition, where)
-        self.kind = _kind(self._content)
-        self.pre_tokenizer = pre_tokenizer_name(self._content.get("pre_tokenizer"))
+        self.kind = _kind(self.content)
+        self.pre_tokenizer = pre_tokenizer_name(self.content.get("pre_tokenizer"))
 
         self._known_ids = frozenset(self._library.get_vocab(with_added_tokens=True).values())
         self.vocabulary_size = max(self._known_ids, default=-1) + 1
@@ -112,17 +113,17 @@ class Tokenizer:
         self.end_of_text_id = self._special_id("eos_token", ENDS)
         padding_id = self._special_id("pad_token", PADDINGS)
         self.padding_id = None if padding_id == self.end_of_text_id else padding_id
-        model = self._content["model"]
+        model = self.content["model"]
         self.unknown_id: int | None = model.get("unk_id")
         if model.get("unk_token") is not None:
             self.unknown_id = self.token_to_id(model["unk_token"])
 
-        decoder = (self._content.get("decoder") or {}).get("type")
+        decoder = (self.content.get("decoder") or {}).get("type")
         self._byte_level = decoder == "ByteLevel"
         self._joins_plainly = decoder in ("ByteLevel", "Fuse")  # a text is its tokens' bytes, one after another
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         # Others' files may search the text for tokens, or change it, before it is cut: only the library does that.
-        self._cuts_first = not self._content.get("normalizer") and self._added_ids == self._special_ids
+        self._cuts_first = not self.content.get("normalizer") and self._added_ids == self._special_ids
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
@@ -265,26 +266,26 @@ class Tokenizer:
     @cached_property
     def _spelt_special_ids(self) -> list[int]:
         """Special tokens that the model's vocabulary has too, as others' files may: plain text could spell them."""
-        vocabulary = self._content["model"]["vocab"]
+        vocabulary = self.content["model"]["vocab"]
         names = vocabulary if isinstance(vocabulary, dict) else {name for name, _ in vocabulary}
         return [id for name, id in self.special_tokens.items() if name in names and id != self.unknown_id]
 
     @cached_property
     def _table_encoder(self) -> Encoder | None:
         """The encoder of characters or bytes, when there is no more to it than a table."""
-        vocabulary = self._content["model"]["vocab"]
+        vocabulary = self.content["model"]["vocab"]
         if not self._cuts_first or self._spelt_special_ids:
             return None
         if self.kind == "byte" and all(character in vocabulary for character in byte_characters()):
             return ByteEncoder(vocabulary)
-        if self.kind == "character" and self.unknown_id is not None and not self._content["model"].get("fuse_unk"):
+        if self.kind == "character" and self.unknown_id is not None and not self.content["model"].get("fuse_unk"):
             return CharacterEncoder(vocabulary, self.unknown_id)
         return None
 
     @cached_property
     def _pair_encoder(self) -> Encoder | None:
         """tiktoken, when it is proven to give the ids of the definition."""
-        model = self._content["model"]
+        model = self.content["model"]
         other_rules = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
         if self.kind != "bpe" or self.pre_tokenizer is None or not self._cuts_first:
             return None
@@ -303,7 +304,7 @@ class Tokenizer:
         """Whether `safe_parts` is safe: for all that is trained here, and others' of the same make."""
         if self.kind in ("character", "byte"):
             return self._cuts_first
-        by_word = self._content.get("pre_tokenizer") == split_settings(WORD_PATTERN)
+        by_word = self.content.get("pre_tokenizer") == split_settings(WORD_PATTERN)
         return self._cuts_first and (by_word or self.pre_tokenizer is not None)
 
     def _special_id(self, field: str, names: Sequence[str]) -> int | None:

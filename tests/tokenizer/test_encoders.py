@@ -115,7 +115,7 @@ def test_merges_that_pass_the_check_agree_on_every_text(
     merges: list[tuple[str, str]], texts: list[str], reverse_ids: bool
 ) -> None:
     tokenizer = byte_pairs(merges, reverse_ids=reverse_ids)
-    found = byte_pair_ranks(tokenizer._content["model"]["vocab"], merges)
+    found = byte_pair_ranks(tokenizer.content["model"]["vocab"], merges)
     assume(found is not None)
     assert found is not None
     encoder = BytePairEncoder(PATTERNS["gpt-2"], *found)
@@ -127,7 +127,7 @@ def test_merges_that_tiktoken_would_read_otherwise_are_left_to_the_library() -> 
     # The library cannot make "abb" of a + bb, for "ab" joins first; tiktoken joins whatever gives a token.
     merges = [("a", "b"), ("b", "b"), ("a", "bb")]
     tokenizer = byte_pairs(merges)
-    assert byte_pair_ranks(tokenizer._content["model"]["vocab"], merges) is None
+    assert byte_pair_ranks(tokenizer.content["model"]["vocab"], merges) is None
     tokenizer.prepare()
     assert tokenizer._pair_encoder is None
     assert tokenizer.encode("abb abbb") == tokenizer._by_library(["abb abbb"])[0].tolist()

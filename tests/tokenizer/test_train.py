@@ -19,7 +19,7 @@ from pathlib import Path
 from rhapsode.tokenizer.train import KINDS, train_tokenizer
 text = Path(sys.argv[1]).read_text(encoding="utf-8")
 for kind in KINDS:
-    print(train_tokenizer([text[:150_000], text[150_000:400_000]], kind, 700).digest)
+    print(train_tokenizer([text[:50_000], text[50_000:150_000]], kind, 700).digest)
 """
 
 
@@ -40,11 +40,11 @@ def test_the_same_text_gives_the_same_file_on_any_number_of_threads(shakespeare:
 
 def test_another_text_gives_another_file(plays: str, trained: dict[str, Tokenizer]) -> None:
     for kind in ("bpe", "unigram", "word"):
-        assert train_tokenizer([plays[:500_000]], kind, 1000).digest != trained[kind].digest
+        assert train_tokenizer([plays[:180_000]], kind, 1000).digest != trained[kind].digest
 
 
 def test_how_a_text_is_cut_into_documents_at_spaces_changes_nothing(plays: str) -> None:
-    text = plays[:200_000]
+    text = plays[:100_000]
     cut = text.index(" ", 70_000)
     assert not text[cut - 1].isspace()
     for kind in KINDS:
@@ -54,7 +54,7 @@ def test_how_a_text_is_cut_into_documents_at_spaces_changes_nothing(plays: str) 
 @pytest.mark.parametrize("kind", ["word", "bpe", "unigram"])
 def test_the_vocabulary_has_the_size_asked_for(kind: str, plays: str) -> None:
     for size in (260, 333, 2000):
-        tokenizer = train_tokenizer([plays[:300_000]], kind, size)
+        tokenizer = train_tokenizer([plays[:120_000]], kind, size)
         assert tokenizer.vocabulary_size == size
         assert len({tokenizer.id_to_token(id) for id in range(size)}) == size
 
