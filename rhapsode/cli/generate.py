@@ -1,0 +1,118 @@
+"""`rhapsode generate MODEL PROMPT`: continue a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter, validators
+
+from rhapsode.inference.sampling import Sampling
+
+if TYPE_CHECKING:
+    from rhapsode.inference.generation import Piece
+
+SAMPLING = Group.create_ordered("Sampling", help="The steps act in this order; docs/generate.md explains them.")
+
+LONGEST_HINT = 60  # characters of a prompt that is repeated in a hint
+
+REASONS = {
+    "stop": "stopped at a stop string or token",
+    "length": "stopped at --max-new-tokens {sampling.max_new_tokens}",
+    "context": "stopped because the model's context of {config.context_length} tokens is full",
+    "end of text": "the model ended the text",
+}
+
+
+def generate(
+    model: Path,
+    words: Annotated[str, Parameter(name="PROMPT")] = "",
+    /,
+    *,
+    prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 1,
+    device: str = "auto",
+    sampling: Annotated[Sampling, Parameter(name="*", group=SAMPLING)] = Sampling(),  # noqa: B008  # frozen
+) -> None:
+    """Continue a prompt.
+
+    Writes the prompt and what follows it to standard output as it comes, and why it ended to standard error.
+
+    Parameters
+    ----------
+    model: Path
+        A model folder, a checkpoint, or a run.
+    words: str
+        The beginning of the text. Without one, the model begins a text of its own.
+    prompt: str
+        The same; - reads it from standard input, without the line end that closes it.
+    count: int
+        Write so many texts, from this seed and those after it.
+    device: str
+        auto, cpu, cuda or mps.
+    """
+    import time
+    from dataclasses import replace
+    from shlex import quote
+
+    from rhapsode.base.errors import InputError
+    from rhapsode.base.machine import prepare
+    from rhapsode.base.progress import note
+    from rhapsode.inference.language_model import load
+
+    if words and prompt is not None:
+        raise InputError("there are two prompts", todo="Give PROMPT or --prompt.")
+    text = words if prompt is None else prompt
+    text = _standard_input() if text == "-" else text
+    prepare(device)
+    language_model = load(model, device)
+    samplings = [replace(sampling, seed=sampling.seed + number) for number in range(count)]
+    start = time.monotonic()
+    last = _show(text, language_model.stream_several(text, samplings), samplings)
+    rate = sum(row_tokens for row_tokens, _ in last) / max(time.monotonic() - start, 1e-9)
+    for row, (tokens, reason) in enumerate(last):
+        why = REASONS[reason].format(sampling=sampling, config=language_model.config)
+        note(f"{f'seed {samplings[row].seed}: ' if count > 1 else ''}{tokens} tokens, {why}")
+    note(f"{rate:.0f} tokens/s")
+    again = quote(text) if len(text) < LONGEST_HINT else "PROMPT"
+    note(f"next: rhapsode generate {quote(str(model))} {again} --seed {sampling.seed + count}")
+
+
+def _show(prompt: str, pieces: Iterator[Piece], samplings: list[Sampling]) -> list[tuple[int, str]]:
+    """Print the texts one after another, the first ones as they come; returns tokens and finish reason of each."""
+    waiting = [""] * len(samplings)
+    tokens, reasons = [0] * len(samplings), [""] * len(samplings)
+    shown = 0
+
+    def head(row: int) -> str:
+        return prompt if len(samplings) == 1 else f"--- seed {samplings[row].seed} ---\n{prompt}"
+
+    print(head(0), end="", flush=True)
+    for piece in pieces:
+        waiting[piece.row] += piece.text
+        tokens[piece.row] += 1
+        reasons[piece.row] = piece.finish_reason or ""
+        while True:
+            print(waiting[shown], end="", flush=True)
+            waiting[shown] = ""
+            if not reasons[shown]:
+                break
+            print()
+            shown += 1
+            if shown == len(samplings):
+                break
+            print(head(shown), end="")
+    return list(zip(tokens, reasons, strict=True))
+
+
+def _standard_input() -> str:
+    """The text on standard input, without the line end that closes it."""
+    import sys
+
+    from rhapsode.base.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text at byte {error.start}", where="standard input") from None
