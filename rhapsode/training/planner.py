@@ -55,7 +55,6 @@ DEFAULTS = TrainSettings(
     adam_epsilon=1e-8,
     weight_decay=0.0,
     clipping=1.0,
-    dropout=0.0,
     schedule="wsd",
     decay_share=0.6,
     final_share=0.0,
@@ -389,8 +388,10 @@ def _written(
         rates = replace(rates, learning_rate=ADAMW_RATE if settings.optimizer == "adamw" else SGD_RATE, momentum=0.9)
     evaluated = settings.validation_tokens or min(text.validation_tokens, max(8192, tokens // 250))
     evaluations = max(4, min(25, int(0.09 * tokens / evaluated)))
+    epochs = tokens / text.tokens
     open_choices = TrainSettings(
         steps=steps,
+        dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2,
         batch_size=batch,
         micro_batch_size=min(batch, max(1, _micro_tokens(settings) // context)),
         validation_tokens=evaluated,
@@ -400,7 +401,6 @@ def _written(
         compile=False,
     )
     settings = overridden(overridden(rates, open_choices), settings)
-    epochs = tokens / text.tokens
     minutes = "" if seconds is None else f" in {duration(seconds)}"
     others = "; ".join(
         f"{c.settings.hidden_size} x {c.settings.layers}: {1 / c.seconds_per_token:,.0f} tokens/s, {c.expected:.2f} expected"
@@ -414,7 +414,7 @@ def _written(
         Choice("batch", f"{batch} windows, {batch * context:,} tokens", "about the square root of all tokens"),
         Choice("horizon", f"{steps:,} steps, {tokens:,} tokens", f"the text {epochs:,.1f} times{minutes}"),
         Choice("optimizer", settings.optimizer, f"learning rate {settings.learning_rate:g}"),
-        Choice("dropout", f"{settings.dropout:g}", "the text is read few times" if settings.dropout == 0 else "the text is read often"),
+        Choice("dropout", f"{settings.dropout:g}", f"the text is read {epochs:,.1f} times"),
     ]  # fmt: skip
     summary = (
         f"{config.parameters / 1e6:.2f} million parameters, {tokens / 1e6:.2f} million tokens{minutes}; "
