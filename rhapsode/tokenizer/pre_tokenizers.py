@@ -58,6 +58,11 @@ def pre_tokenizer_name(settings: Any) -> str | None:
     return next((name for name in PATTERNS if _what_matters(pre_tokenizer_settings(name)) == asked), None)
 
 
+def cuts_into_bytes(settings: Any) -> bool:
+    """Whether this `pre_tokenizer` part of a tokenizer.json gives the bytes of the text and nothing else."""
+    return _what_matters(settings) == _what_matters(BYTE_LEVEL) or pre_tokenizer_name(settings) is not None
+
+
 def _what_matters(settings: Any) -> Any:
     """`settings` without what changes no token; files older than `use_regex` mean true."""
     if isinstance(settings, dict):

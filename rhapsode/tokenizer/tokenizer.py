@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from rhapsode.tokenizer.pre_tokenizers import (
     PATTERNS,
     WORD_PATTERN,
     byte_characters,
+    cuts_into_bytes,
     has_long_run,
     pre_tokenizer_name,
     safe_parts,
@@ -45,6 +47,9 @@ LARGEST_FILE = 256 * 2**20  # bytes; the largest published definitions have 35 M
 # Names that others give to the end of a text and to padding, when no tokenizer_config.json says it.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 PADDINGS = (PADDING, "<pad>", "[PAD]", "<|pad|>")
+
+# What makes a model join pairs otherwise than by their ranks alone.
+OTHER_RULES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 LIBRARY_GROUP = 64  # parts the library holds at once: it keeps some hundred bytes per token
 WORTH_PREPARING = 100  # characters of text for each entry of the vocabulary, from which preparing tiktoken pays
@@ -124,6 +129,7 @@ class Tokenizer:
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         # Others' files may search the text for tokens, or change it, before it is cut: only the library does that.
         self._cuts_first = not self.content.get("normalizer") and self._added_ids == self._special_ids
+        self._joins_by_rank = not any(model.get(field) for field in OTHER_RULES)
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
@@ -274,7 +280,7 @@ class Tokenizer:
     def _table_encoder(self) -> Encoder | None:
         """The encoder of characters or bytes, when there is no more to it than a table."""
         vocabulary = self.content["model"]["vocab"]
-        if not self._cuts_first or self._spelt_special_ids:
+        if not self._may_be_cut or self._spelt_special_ids:
             return None
         if self.kind == "byte" and all(character in vocabulary for character in byte_characters()):
             return ByteEncoder(vocabulary)
@@ -286,10 +292,7 @@ class Tokenizer:
     def _pair_encoder(self) -> Encoder | None:
         """tiktoken, when it is proven to give the ids of the definition."""
         model = self.content["model"]
-        other_rules = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-        if self.kind != "bpe" or self.pre_tokenizer is None or not self._cuts_first:
-            return None
-        if any(model.get(rule) for rule in other_rules):
+        if self.kind != "bpe" or self.pre_tokenizer is None or not self._cuts_first or not self._joins_by_rank:
             return None
         found = byte_pair_ranks(model["vocab"], merges_of(model))
         if found is None or not self._special_ids.isdisjoint(found[1].tolist()):
@@ -303,7 +306,7 @@ class Tokenizer:
     def _may_be_cut(self) -> bool:
         """Whether `safe_parts` is safe: for all that is trained here, and others' of the same make."""
         if self.kind in ("character", "byte"):
-            return self._cuts_first
+            return self._cuts_first and self._joins_by_rank
         by_word = self.content.get("pre_tokenizer") == split_settings(WORD_PATTERN)
         return self._cuts_first and (by_word or self.pre_tokenizer is not None)
 
@@ -318,7 +321,8 @@ class Tokenizer:
 
     def _settings_to_save(self) -> dict[str, Any]:
         """The tokenizer_config.json, without what names code."""
-        settings = {key: value for key, value in self.settings.items() if key not in ("auto_map", "chat_template")}
+        left_out = {"auto_map"} | ({"chat_template"} if self.chat_template is not None else set())
+        settings = {key: value for key, value in self.settings.items() if key not in left_out}
         added: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         for field, id in (("eos_token", self.end_of_text_id), ("pad_token", self.padding_id)):
             if id is not None:
@@ -397,12 +401,18 @@ def _parsed(definition: str, where: str) -> dict[str, Any]:
     return parsed
 
 
-def _library(definition: str, where: str) -> Any:
-    """The `tokenizers` object of a definition, with text kept from becoming special tokens."""
+def library_from(definition: str) -> Any:
+    """The `tokenizers` object of a definition, on the threads this process may use unless the environment says."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads()))  # read once, when the library first works
     from tokenizers import Tokenizer as Library
 
+    return Library.from_str(definition)
+
+
+def _library(definition: str, where: str) -> Any:
+    """The `tokenizers` object of a definition, with text kept from becoming special tokens."""
     try:
-        library = Library.from_str(definition)
+        library = library_from(definition)
     except Exception as error:
         raise DamagedError(f"is not a tokenizer ({error})", where=where) from None
     library.encode_special_tokens = True
@@ -415,7 +425,7 @@ def _kind(content: dict[str, Any]) -> str:
     """The kind of a definition that the library has accepted."""
     model, decoder = content["model"], (content.get("decoder") or {}).get("type")
     if model["type"] == "BPE" and not model["merges"]:  # pairs without any merge leave single characters or bytes
-        if decoder == "ByteLevel":
+        if decoder == "ByteLevel" and cuts_into_bytes(content.get("pre_tokenizer")):
             return "byte"
         if decoder == "Fuse" and not content.get("pre_tokenizer") and not model.get("byte_fallback"):
             return "character"

@@ -23,7 +23,7 @@ from rhapsode.tokenizer.pre_tokenizers import (
     split_settings,
 )
 from rhapsode.tokenizer.sample import SAMPLE_CHARACTERS, Sample, evenly_spaced
-from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, TEMPLATE_FILE, UNKNOWN, Tokenizer
+from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, TEMPLATE_FILE, UNKNOWN, Tokenizer, library_from
 
 KINDS = ("character", "word", "byte", "bpe", "unigram")
 DEFAULT_VOCABULARY_SIZE = 8192
@@ -169,7 +169,7 @@ def _trained(model: Any, pre_tokenizer: Parts, trainer: Any, parts: list[str]) -
     from tokenizers import Tokenizer as Library
 
     content = json.loads(Library(model).to_str()) | {"pre_tokenizer": pre_tokenizer}
-    library = Library.from_str(json.dumps(content))
+    library = library_from(json.dumps(content))
     library.train_from_iterator(parts, trainer)
     trained: Parts = json.loads(library.to_str())["model"]
     return trained

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
 
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, UNKNOWN, StreamDecoder, Tokenizer
@@ -173,6 +174,34 @@ def test_a_word_that_others_made_special_is_unknown_in_text(trained: dict[str, T
     tokenizer = Tokenizer(json.dumps(definition))
     ids = tokenizer.encode(f"{special['content']}{special['content']}")
     assert tokenizer.unknown_count(ids) == len(ids) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "change"),
+    [
+        ("byte", "pre_tokenizer", {"add_prefix_space": True}),
+        ("byte", "model", {"end_of_word_suffix": "</w>"}),
+        ("bpe", "model", {"continuing_subword_prefix": "##"}),
+        ("character", "model", {"fuse_unk": True}),
+        ("character", "pre_tokenizer", {"type": "WhitespaceSplit"}),
+        ("character", "normalizer", {"type": "Lowercase"}),
+        ("bpe", "normalizer", {"type": "NFC"}),
+        ("byte", "normalizer", {"type": "Prepend", "prepend": "x"}),
+    ],
+)
+def test_rules_of_others_are_left_to_the_library(
+    trained: dict[str, Tokenizer], kind: str, part: str, change: dict[str, object]
+) -> None:
+    definition = json.loads(trained[kind].definition)
+    definition[part] = (definition[part] or {}) | change
+    if part == "model" and kind == "bpe":
+        definition["model"]["merges"] = []
+    text = "To be, or NOT\n to be e\u0301 ééé " * 9000
+    tokenizer = Tokenizer(json.dumps(definition))
+    library = Library.from_str(json.dumps(definition))
+    tokenizer.prepare()
+    assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text) != trained[kind].encode(text) or kind == "bpe"
 
 
 @pytest.mark.parametrize(
