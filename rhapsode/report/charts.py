@@ -80,6 +80,8 @@ def over_steps(records: Records, name: str, *, scale: float = 1, smooth: bool = 
 
 
 def _loss(records: Records, column: str, scale: float, label: str, *, logarithmic: bool = False) -> str:
+    from matplotlib.ticker import NullFormatter
+
     x, loss = _column(records.train, column) * scale, _column(records.train, "loss")
     keep = np.isfinite(x) & np.isfinite(loss) & (x > 0)
     x, loss = x[keep], loss[keep]
@@ -98,11 +100,13 @@ def _loss(records: Records, column: str, scale: float, label: str, *, logarithmi
                 validation_x[known], validation[known], color=VALIDATION, marker="o", markersize=3.5, clip_on=False
             )
         axes.set_xlabel(label)
-        if logarithmic and x[-1] > 20 * x[0]:
+        last = float(np.concatenate([x, validation_x[known]]).max())
+        if logarithmic and last > 100 * x[0]:
             axes.set_xscale("log")
-            axes.set_xlim(x[0], x[-1])
+            axes.set_xlim(x[0], last)
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.set_xlim(0, x[-1])
+            axes.set_xlim(0, last)
         both = np.concatenate([smooth[len(smooth) // 4 :], validation[known]])
         top = smooth[0] if logarithmic else smooth[len(smooth) // 50]
         low = float(both.min())

@@ -157,10 +157,8 @@ def _facts(records: Records) -> list[dict[str, Any]]:
         add("Parameters", _compact(parameters))
     if len(records.train):
         add("Text read", _compact(records.train["tokens"][-1]), "tokens", f"{_whole(records.train['step'][-1])} steps")
-        add(
-            "Training time",
-            duration(records.train["seconds"][-1] if math.isfinite(records.train["seconds"][-1]) else 0),
-        )
+        seconds = number((records.end or {}).get("seconds", records.train["seconds"][-1]))
+        add("Training time", duration(seconds) if math.isfinite(seconds) else "–")
         speeds, shares = np.asarray(records.train["tokens_per_second"]), np.asarray(records.train["peak_share"])
         if np.isfinite(speeds).any():
             share = f"{100 * np.nanmedian(shares):.0f} % of the machine's peak" if np.isfinite(shares).any() else ""
