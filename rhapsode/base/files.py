@@ -17,6 +17,8 @@ from rhapsode.base.errors import DamagedError, InputError
 
 TEMPORARY_SUFFIX = ".partial"
 
+_unfinished: set[Path] = set()  # the temporary folders of `new_folder` now: it makes all in them durable at its end
+
 
 def sync_folder(folder: Path) -> None:
     """Make the names inside `folder` durable. Windows cannot open folders: there the rename alone has to do."""
@@ -38,17 +40,20 @@ def sync_file(path: Path) -> None:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write `path` in one step: a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    durable = not any(folder in _unfinished for folder in path.parents)
     try:
         with temporary.open("wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,6 +140,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    _unfinished.add(temporary)
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
@@ -158,6 +164,8 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        _unfinished.discard(temporary)
 
 
 @contextmanager
