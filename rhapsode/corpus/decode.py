@@ -187,7 +187,7 @@ def _begins_anew(character: str) -> bool:
 
 
 def _is_plain(block: bytes) -> bool:
-    # ESC $ begins Japanese in ISO-2022-JP, whose bytes are all ASCII.
+    # ESC $ begins Japanese in ISO-2022-JP, whose bytes are all ASCII; ESC ( ends it.
     return block.isascii() and b"\0" not in block and b"\x1b$" not in block
 
 
@@ -202,7 +202,7 @@ def _detect(block: bytes, where: str, *, at_start: bool) -> str:
         if guess is None:
             raise _binary(where)
         return guess
-    if b"\x1b$" in block and _decodes(block, "iso2022_jp"):
+    if b"\x1b$" in block and b"\x1b(" in block and _decodes(block, "iso2022_jp"):
         return "iso2022_jp"
     if _is_meant_as_utf8(block):
         return "utf-8"

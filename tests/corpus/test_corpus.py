@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.corpus.corpus import FILES, SPLITS, Corpus, _place_to_cut
 from rhapsode.corpus.prepare import prepare_corpus
+from rhapsode.tokenizer.pre_tokenizers import PATTERNS
 
 TEXTS = [f"Document {number}: Größe, 文書, naïve.\n" * (number + 1) for number in range(30)]
 
@@ -54,15 +58,20 @@ def test_pieces_are_the_documents(corpus: Corpus, characters: int) -> None:
     assert not parts
 
 
-@given(st.text(alphabet="ab \n", min_size=2, max_size=40), st.integers(1, 30))
-def test_pieces_end_at_lines_or_before_spaces(text: str, limit: int) -> None:
-    if len(text) <= limit:
-        return
+@pytest.mark.parametrize("name", PATTERNS)
+@settings(deadline=None)
+@given(text=st.text(alphabet="ab1.' \n\r\t\u3000é", min_size=2, max_size=40), limit=st.integers(1, 30))
+def test_pieces_end_where_byte_level_tokenizers_cut_too(name: str, text: str, limit: int) -> None:
+    limit = 1 + limit % (len(text) - 1)
     cut = _place_to_cut(text, limit)
-    assert 0 < cut <= limit
-    if cut != limit:
-        assert not text[cut - 2 : cut - 1].isspace() if text[cut - 1] == "\n" else text[cut] == " "
-        assert not text[cut].isspace() if text[cut - 1] == "\n" else not text[cut - 1].isspace()
+    after_lines = [place.end() for place in re.finditer(r"\S\n(?=\S)", text) if place.end() <= limit]
+    before_spaces = [place.end() for place in re.finditer(r"\S(?= \S)", text) if place.end() < limit]
+    good = after_lines or before_spaces
+    assert cut == (good[-1] if good else limit)
+    if good:
+        split = Split(Regex(PATTERNS[name]), "isolated")
+        words = [[word for word, _ in split.pre_tokenize_str(part)] for part in (text[:cut], text[cut:], text)]
+        assert words[0] + words[1] == words[2]
 
 
 @pytest.mark.parametrize("name", FILES)

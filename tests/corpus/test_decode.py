@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError
@@ -46,6 +46,7 @@ def cut(text: str, places: list[int]) -> Iterator[str]:
     return (text[begin:end] for begin, end in pairwise(edges))
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(1, 7))
 @example("\r\n\r", 1)
 def test_any_text_comes_out_of_utf8_in_small_bites(text: str, size: int) -> None:
@@ -55,6 +56,7 @@ def test_any_text_comes_out_of_utf8_in_small_bites(text: str, size: int) -> None
     assert out == unicodedata.normalize("NFC", newlines)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 100), max_size=6))
 @example("e\u0301", [1])
 @example("\u1100\u1161\u11a8", [1, 2])
@@ -62,6 +64,7 @@ def test_composing_pieces_is_composing_the_whole(text: str, places: list[int]) -
     assert "".join(composed(cut(text, places), "file")) == unicodedata.normalize("NFC", text)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 100), max_size=6))
 def test_lines_of_pieces_are_lines_of_the_whole(text: str, places: list[int]) -> None:
     assert "".join(lines(cut(text, places), "file")) == text

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -134,6 +134,7 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path, suffix: str) ->
         list(read_documents([str(path)]))
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab<>\n", max_size=40), st.sampled_from(["<>", "<a>", "<", "a\nb"]), st.integers(1, 5))
 def test_separators_are_found_wherever_pieces_end(text: str, separator: str, size: int) -> None:
     pieces = [text[begin : begin + size] for begin in range(0, len(text), size)]
@@ -290,6 +291,7 @@ def test_pages_nest_deeper_than_the_stack() -> None:
     assert visible_text("<b><div>" * 3000 + "deep") == "deep\n"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="<>/ab \n&;\"'=p!-", max_size=60))
 def test_any_markup_is_read(page: str) -> None:
     text = visible_text(page)

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.corpus.split import characters_for_training, choose_validation, rank
@@ -21,6 +21,7 @@ def choose(sizes: list[int], share: float, seed: int = 0) -> npt.NDArray[np.bool
     return choose_validation(np.array(sizes, np.int64), np.array(ranks, np.uint64), share)
 
 
+@settings(deadline=None)
 @given(SIZES, SHARES, st.integers())
 def test_each_side_has_documents_and_no_further_one_would_bring_validation_nearer(
     sizes: list[int], share: float, seed: int
@@ -34,6 +35,7 @@ def test_each_side_has_documents_and_no_further_one_would_bring_validation_neare
         assert all(abs(chosen + size - wanted) >= abs(chosen - wanted) * (1 - 1e-9) for size in others)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=200, max_size=300), st.floats(0.05, 0.5))
 def test_the_share_of_many_documents_is_met(sizes: list[int], share: float) -> None:
     taken = choose(sizes, share)
@@ -49,6 +51,7 @@ def test_few_documents_of_unequal_size(sizes: list[int], share: float, expected:
         assert choose(sizes, share, seed).tolist() == expected
 
 
+@settings(deadline=None)
 @given(SIZES, SHARES, st.randoms(use_true_random=False))
 def test_the_order_of_documents_does_not_matter(sizes: list[int], share: float, random: object) -> None:
     ranks = np.array([rank(0, str(number).encode()) for number in range(len(sizes))], np.uint64)

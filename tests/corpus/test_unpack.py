@@ -24,12 +24,23 @@ def texts(*inputs: object, report: ReadReport | None = None, skip_bad: bool = Fa
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
-    for name in ("b.txt", "a/z.md", "a/b.txt", "c.txt", "a.txt", ".hidden.txt", ".git/x.txt", "d.png", "README"):
+    for name in (
+        "b.txt",
+        "z/z.txt",
+        "a/z.md",
+        "a/b.txt",
+        "c.txt",
+        "a.txt",
+        ".hidden.txt",
+        ".git/x.txt",
+        "d.png",
+        "README",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "program").write_bytes(b"\x7fELF\0\0")
     report = ReadReport()
-    assert texts(tmp_path, report=report) == ["README", "a.txt", "b.txt", "c.txt", "a/b.txt", "a/z.md"]
+    assert texts(tmp_path, report=report) == ["README", "a.txt", "b.txt", "c.txt", "a/b.txt", "a/z.md", "z/z.txt"]
     assert {reason: entry.count for reason, entry in report.dropped.items()} == {
         "hidden": 1,
         "unknown kind": 1,
