@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from rhapsode.base.errors import InputError
 
+LARGEST_SIZE = 1 << 26
+"""Of any one size: what no model reaches, and no product of two overflows at."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -51,8 +54,10 @@ class DecoderConfig:
             "intermediate_size",
             "context_length",
         ):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}", where="model shape")
+            if not 1 <= getattr(self, field) <= LARGEST_SIZE:
+                raise InputError(
+                    f"{field} must be between 1 and {LARGEST_SIZE}, not {getattr(self, field)}", where="model shape"
+                )
         if self.heads % self.kv_heads:
             raise InputError(
                 f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})", where="model shape"

@@ -173,8 +173,9 @@ def _card(config: DecoderConfig, provenance: dict[str, Any]) -> str:
     return (
         "---\nlibrary_name: transformers\ntags: [rhapsode]\n---\n\n"
         f"# A {config.family} language model of {config.parameters:,} parameters, trained by Rhapsode\n\n"
-        "It continues text. It was trained on the data named below and knows nothing else; what it writes can be wrong.\n\n"
-        '    rhapsode generate . --prompt "Once upon a time"\n\n'
+        "It continues text. It was trained on the data named below and knows nothing else. What it writes can be wrong.\n"
+        "\n"
+        '    rhapsode generate . "Once upon a time"\n\n'
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         f"## Where it comes from\n\n```json\n{facts}\n```\n"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from rhapsode.base.errors import DamagedError, NotFiniteError
-from rhapsode.base.progress import Progress, duration
+from rhapsode.base.progress import Progress
 from rhapsode.inference.evaluation import evaluate
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import save_model
@@ -156,12 +156,8 @@ class Trainer:
                     self._sample()
                 if step % settings.checkpoint_interval == 0 or last or self._best_now():
                     self._checkpoint()
-                bar.update(step, loss=f"{loss:.3f}", ends_in=duration(self._seconds_left(step, first, first_elapsed)))
+                bar.update(step, loss=f"{loss:.3f}")
         return "done"
-
-    def _seconds_left(self, step: int, first: int, first_elapsed: float) -> float:
-        per_step = (self.elapsed() - first_elapsed) / (step - first)
-        return (self.horizon.steps(step) - step) * per_step
 
     def _step(self, steps: int) -> float:
         """One optimizer step; returns the loss in nats per token."""

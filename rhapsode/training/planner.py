@@ -26,7 +26,7 @@ from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.initialization import initialise
 from rhapsode.training.optimizers import Optimizers
-from rhapsode.training.settings import UNSET, TokenizerKind, TrainSettings
+from rhapsode.training.settings import TokenizerKind, TrainSettings
 
 SHAPES = (
     (64, 2),
@@ -232,6 +232,12 @@ def make_plan(
     """
     began = time.perf_counter()
     settings = overridden(_context(settings, text, seconds), settings)
+    if text.tokens < settings.context_length + 1:
+        raise InputError(
+            f"the text has {text.tokens:,} tokens for training, too few for one window of {settings.context_length} "
+            "and its next token",
+            todo="Give more text, or a smaller --context-length.",
+        )
     candidates = [_sized(settings, width, layers) for width, layers in _open_shapes(settings)]
     memory = settings.memory * 1e9 if settings.memory else memory_bytes() / 2
     fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config) <= memory]
@@ -403,19 +409,23 @@ def _written(
     settings = overridden(overridden(rates, open_choices), settings)
     minutes = "" if seconds is None else f" in {duration(seconds)}"
     others = "; ".join(
-        f"{c.settings.hidden_size} x {c.settings.layers}: {1 / c.seconds_per_token:,.0f} tokens/s, {c.expected:.2f} expected"
+        f"{c.settings.hidden_size} x {c.settings.layers}: {1 / c.seconds_per_token:,.0f} tokens/s, "
+        f"{c.expected:.2f} expected"
         for c in timed
     )
+    entries = f"{settings.tokenizer}, {settings.vocabulary_size:,} entries"
+    sizes = f"{config.hidden_size} wide, {config.layers} layers, {config.heads} heads"
+    bytes_per_token = text.bytes / text.tokens
     choices = [
-        Choice("tokenizer", f"{settings.tokenizer}, {settings.vocabulary_size:,} entries", tokenizer_reason),
-        Choice("shape", f"{config.hidden_size} wide, {config.layers} layers, {config.heads} heads", f"timed here: {others}"),
+        Choice("tokenizer", entries, tokenizer_reason),
+        Choice("shape", sizes, f"timed here: {others}"),
         Choice("parameters", f"{config.parameters:,}", f"{tokens / config.parameters:,.1f} tokens for each"),
-        Choice("context", f"{context} tokens", f"about {context * text.bytes / text.tokens:,.0f} bytes of text"),
+        Choice("context", f"{context} tokens", f"about {context * bytes_per_token:,.0f} bytes of text"),
         Choice("batch", f"{batch} windows, {batch * context:,} tokens", "about the square root of all tokens"),
         Choice("horizon", f"{steps:,} steps, {tokens:,} tokens", f"the text {epochs:,.1f} times{minutes}"),
         Choice("optimizer", settings.optimizer, f"learning rate {settings.learning_rate:g}"),
         Choice("dropout", f"{settings.dropout:g}", f"the text is read {epochs:,.1f} times"),
-    ]  # fmt: skip
+    ]
     summary = (
         f"{config.parameters / 1e6:.2f} million parameters, {tokens / 1e6:.2f} million tokens{minutes}; "
         f"expected: about {best.expected:.2f} bits per byte."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -230,7 +231,7 @@ def _name_of(texts: Sequence[str]) -> str:
 def _refuse_own_texts(run: RunFolder, texts: Sequence[str | Path]) -> None:
     """A run must not be replaced by one that reads what it wrote."""
     for text in texts:
-        if Path(text).resolve().is_relative_to(run.path.resolve()):
+        if Path(os.path.realpath(text)).is_relative_to(os.path.realpath(run.path)):
             raise InputError(
                 "lies in the run folder itself",
                 where=str(text),
