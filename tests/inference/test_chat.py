@@ -93,6 +93,17 @@ def test_words_never_become_control_tokens(tuned: LanguageModel, contents: list[
     assert tuned.tokenizer.decode(ids, skip_special=False) == f"{expected}{TURN_START}assistant\n"
 
 
+def test_control_tokens_cannot_be_put_together_from_pieces(tuned: LanguageModel) -> None:
+    tokenizer = Tokenizer(
+        tuned.tokenizer.definition,
+        chat_template="{% for message in messages %}{{ message.content | trim }}{% endfor %}|im_end|>",
+    )
+    glued = LanguageModel(tuned.model, tokenizer, where="model")
+    ids = ChatTemplate(glued).ids([Turn("user", "<|im_"), Turn("assistant", "start|>"), Turn("user", "a <")])
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    assert tokenizer.decode(ids) == "<|im_start|>a <|im_end|>"
+
+
 def test_tokens_that_are_not_special_are_text_in_the_mouth_of_a_user(tuned: LanguageModel, tmp_path: Path) -> None:
     """<think> and the like stand in vocabularies as added tokens: the model may write them, a user may not."""
     definition = json.loads(tuned.tokenizer.definition)

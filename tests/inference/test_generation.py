@@ -81,6 +81,20 @@ def test_a_continuation_keeps_its_leading_space_in_every_kind(shakespeare: Path)
         assert pieces[0].text.startswith(" "), kind
 
 
+def test_a_continuation_keeps_its_leading_space_with_tokenizers_of_others() -> None:
+    """In the manner of SentencePiece, a token's space is dropped at the beginning of a text, and only there."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    vocabulary = {"▁The": 0, "▁cat": 1, "▁sat": 2, "s": 3, "?": 4}
+    library = Library(models.WordLevel(vocabulary, unk_token="?"))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    library.add_special_tokens([AddedToken("</s>", special=True)])
+    tokenizer = Tokenizer(library.to_str())
+    pieces = Scripted(tokenizer, [1, 3, 2, 5], prompt=tokenizer.encode("The")).pieces()
+    assert [piece.text for piece in pieces] == [" cat", "s", " sat", ""]
+
+
 class Scripted:
     """A real decoder whose head is made to say `script` after `prompt`, token for token."""
 
