@@ -90,8 +90,8 @@ def test_targets_below_zero_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hidden_size": 0}, "hidden_size must be at least 1"),
-        ({"layers": -1}, "layers must be at least 1"),
+        ({"hidden_size": 0}, "hidden_size must be between 1 and"),
+        ({"layers": -1}, "layers must be between 1 and"),
         ({"heads": 5}, r"heads \(5\) must be a multiple of kv_heads \(2\)"),
         ({"head_dim": 7}, "head_dim must be even"),
     ],
