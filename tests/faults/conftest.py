@@ -150,7 +150,7 @@ def prepare(driver: Driver, folder: Path, arguments: Sequence[str | Path]) -> Pr
 def prepared(driver: Driver, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A run with everything in it that resuming could get wrong: dropout, gradient accumulation, Muon and AdamW."""
     more = ["--dropout=0.2", "--micro-batch-size=4", "--weight-decay=0.01", "--schedule=cosine"]
-    arguments = ["train", text, *SHAPE, *more, f"--steps={STEPS}"]
+    arguments = ["train", str(text), *SHAPE, *more, f"--steps={STEPS}"]
     return prepare(driver, tmp_path_factory.mktemp("prepared"), arguments)
 
 

@@ -114,7 +114,9 @@ def child(request: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["folder"])
     sys.argv = ["rhapsode", *request["arguments"]]
-    training.peak_flops = lambda device: 1e9  # these two take seconds, and nothing here looks at what they make
+    training.peak_flops = lambda on, seconds=0.0: (
+        1e9
+    )  # these two take seconds, and nothing here looks at what they make
     report.write_report = lambda run: run / "report.html"
     for fault in request["plants"]:
         plant(*fault)

@@ -25,7 +25,7 @@ PLACES = {
 
 
 def assert_saved_and_resumable(driver: Driver, run: Path, prepared: Prepared, number: signal.Signals) -> None:
-    """The newest checkpoint is that of the step it stopped at; the model is there; and the run ends as if left alone."""
+    """The newest checkpoint is that of the step it stopped at, a model is there, and the run ends as if left alone."""
     end = records(run, "end")[-1]
     assert end["reason"] == number.name
     newest = checkpoints(run / "checkpoints")[-1]
@@ -36,11 +36,10 @@ def assert_saved_and_resumable(driver: Driver, run: Path, prepared: Prepared, nu
     assert digest(run) == prepared.digest
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_signal(driver: Driver, run: Path, prepared: Prepared, place: str, number: signal.Signals, times: int) -> None:
-    ended = driver.resume(run, (PLACES[place], 2, "signal", number, times))
+    ended = driver.resume(run, (place, 2, "signal", number, times))
     assert ended.code == 128 + number, ended.stderr
     assert ended.stderr.count("Stopping: finishing this step and saving.") == 1
     assert f"Stopped by {number.name}" in ended.stderr
@@ -72,13 +71,13 @@ def test_signal_during_the_last_step_lets_the_run_end(driver: Driver, run: Path,
     assert digest(run) == prepared.digest
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["in a step", "in a save", "when a save is put in place"])
 def test_a_third_signal_is_obeyed_at_once(driver: Driver, run: Path, prepared: Prepared, place: str) -> None:
     """Nothing more is saved then, but nothing is lost either: the run goes on from its last checkpoint."""
     ended = driver.resume(run, (PLACES[place], 2, "signal", signal.SIGINT, 3))
     assert ended.code == 130
     assert "Interrupted." in ended.stderr
-    assert not list(run.rglob("*.partial*")) or place == "when old ones are deleted"
+    assert not list(run.rglob("*.partial*"))
     assert driver.resume(run).code == 0
     assert digest(run) == prepared.digest
 
