@@ -57,8 +57,13 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Not-a-number is refused: it is not JSON."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as `as_json` gives it, atomically."""
+    write_atomically(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """`value` as indented JSON. Not-a-number is refused: it is not JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

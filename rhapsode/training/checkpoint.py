@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rhapsode.base.errors import DamagedError, RhapsodeError
-from rhapsode.base.files import discard, new_folder, read_json, remove, sha256_of, write_json
+from rhapsode.base.files import as_json, discard, new_folder, read_json, remove, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -117,7 +117,8 @@ def verify_folder(folder: Path) -> dict[str, str]:
         identity: dict[str, str] = manifest["identity"]
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
         whole = manifest["sha256"] == _digest(identity, manifest["files"])
-    except (AttributeError, KeyError, TypeError):
+        whole = whole and path.read_bytes() == as_json(manifest).encode("utf-8")
+    except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         raise DamagedError("its content has changed since it was written", where=str(path))

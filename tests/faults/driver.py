@@ -63,6 +63,10 @@ def spoil_weight(optimizers: Any) -> None:
         optimizers.parts[0].param_groups[0]["params"][0].view(-1)[0] = float("inf")
 
 
+def spoil_trainer(trainer: Any, *_: Any) -> None:
+    spoil_weight(trainer.optimizers)
+
+
 def spoil_data(windows: Any, *_: Any) -> None:
     """Ids that are not in the vocabulary, in the file that the trainer has mapped."""
     np.memmap(windows.tokens.filename, dtype=windows.tokens.dtype, mode="r+")[:] = 65535
@@ -78,6 +82,7 @@ ACTIONS: dict[str, Callable[..., None]] = {
 SPOILS: dict[str, Callable[..., None]] = {
     "gradient": spoil_gradient,
     "weight": spoil_weight,
+    "weights of the trainer": spoil_trainer,
     "data": spoil_data,
 }
 
