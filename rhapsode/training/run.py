@@ -124,6 +124,8 @@ def train(
             job = _prepare(RunFolder(Path(folder)), texts, settings, started, reading)
             show_plan(job.plan)
             return TrainResult(run.path, "planned", job.plan, None)
+    if not run.begun and run.path.exists() and any(run.path.iterdir()):
+        raise InputError("is not empty and not a run", where=str(run.path), todo="Choose another folder with --out.")
     if run.exists and not (resume or force):
         raise InputError(
             "a run is already here",
@@ -132,8 +134,6 @@ def train(
         )
     if not texts and not (resume and run.exists):
         raise InputError("no text was given", todo="Name files, folders or a prepared corpus.")
-    if not run.begun and run.path.exists() and any(run.path.iterdir()):
-        raise InputError("is not empty and not a run", where=str(run.path), todo="Choose another folder with --out.")
     with run.locked():
         for name in run.remove_leftovers():
             run.say(f"Removed {name}, left by a process that was cut short.")

@@ -71,8 +71,11 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether a run was ever begun here, even one that was killed before it had a plan."""
-        return self.lock.exists() or self.exists
+        """Whether a run was ever begun here, even one that was killed before it had a plan.
+
+        Only files that nobody else would write count: what is in a folder that is no run must never be deleted.
+        """
+        return self.lock.exists() or (self.settings.exists() and self.plan.exists())
 
     @property
     def exists(self) -> bool:
