@@ -185,7 +185,7 @@ def _read_offsets(folder: Path, split: Split, documents: int) -> npt.NDArray[np.
     try:
         # Mapped first: a header that promises more than there is must not take the memory for it.
         offsets = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError):
+    except Exception:  # NumPy reads the header as Python, and a damaged one can fail in as many ways
         raise DamagedError("is not a NumPy array", where=str(path), todo="Make the corpus again.") from None
     right = (
         offsets.dtype == np.int64

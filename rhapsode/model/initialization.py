@@ -32,12 +32,12 @@ def standard_deviation(name: str, parameter: nn.Parameter, tied: bool) -> float:
     |-------------------------------|-----------------------|---------------------------------------------------------|
     | into a block (query ... up)   | 1 / sqrt(inputs)      | keeps the scale of normed inputs                        |
     | out of a block (output, down) | 0                     | every block starts as the identity (Zhang et al. 2019)  |
-    | embedding, tied               | 0.25 / sqrt(hidden)   | logits spread 0.25: the first loss is log(vocabulary)   |
+    | embedding, tied               | 1 / hidden            | a token's logit for itself is 1: loss log(vocabulary)   |
     | embedding, untied             | 1                     | the residual stream starts at the scale of normed input |
     | head, untied                  | 0                     | the first prediction is uniform                         |
     """
     if name == "embedding.weight":
-        return 0.25 / math.sqrt(parameter.shape[1]) if tied else 1.0
+        return 1.0 / parameter.shape[1] if tied else 1.0
     if name == "head.weight" or name.endswith(("output.weight", "down.weight")):
         return 0.0
     return 1.0 / math.sqrt(parameter.shape[1])

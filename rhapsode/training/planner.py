@@ -430,4 +430,6 @@ def _written(
         f"{config.parameters / 1e6:.2f} million parameters, {tokens / 1e6:.2f} million tokens{minutes}; "
         f"expected: about {best.expected:.2f} bits per byte."
     )
-    return Plan(settings, config, choices, summary, best.expected, timed=seconds is not None)
+    return Plan(
+        settings, config, choices, summary, best.expected, timed=seconds is not None and not best.settings.steps
+    )
