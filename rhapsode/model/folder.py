@@ -173,7 +173,7 @@ def _card(config: DecoderConfig, provenance: dict[str, Any]) -> str:
     return (
         "---\nlibrary_name: transformers\ntags: [rhapsode]\n---\n\n"
         f"# A {config.family} language model of {config.parameters:,} parameters, trained by Rhapsode\n\n"
-        "It continues text. It was trained on the data named below and knows nothing else. What it writes can be wrong.\n"
+        "It continues text. It was trained on the data named below alone. What it writes can be wrong.\n"
         "\n"
         '    rhapsode generate . "Once upon a time"\n\n'
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
