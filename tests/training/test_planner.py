@@ -281,6 +281,7 @@ def test_every_choice_is_kept() -> None:
     assert (plan.config.heads, plan.config.kv_heads, plan.config.head_dim) == (3, 1, 10)
     assert (plan.config.vocabulary_size, plan.config.context_length, plan.config.rope_theta) == (260, 24, 500.0)
     assert plan.config.tied_embeddings
+    assert not plan.timed  # steps that were asked for do not follow the clock
 
 
 @pytest.mark.parametrize(("steps", "dropout"), [(2499, 0.0), (2500, 0.1), (6666, 0.1), (6667, 0.2)])
