@@ -44,7 +44,7 @@ class Horizon:
         if path.exists():
             try:
                 self.corrections = [Correction(int(entry["step"]), int(entry["steps"])) for entry in read_json(path)]
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise DamagedError("does not list corrections", where=str(path)) from None
 
     def steps(self, step: int) -> int:

@@ -165,14 +165,17 @@ def choose_tokenizer(settings: TrainSettings, text_bytes: int, minutes: float) -
     A token of several bytes makes each step worth more text, but every entry of the vocabulary must be met often
     enough to be learned, and the head costs arithmetic for each.
     """
+    if settings.vocabulary_size and settings.tokenizer not in ("character", "byte"):
+        size = settings.vocabulary_size
+        return settings.tokenizer or "bpe", size, f"as asked; {text_bytes / size:,.0f} bytes of text for each entry"
     if settings.tokenizer in ("character", "byte"):
         return settings.tokenizer, 0, "as asked"
     kind = settings.tokenizer or "bpe"
     for size, least_bytes, least_minutes in VOCABULARIES:
         if text_bytes >= least_bytes and minutes >= least_minutes:
-            return kind, settings.vocabulary_size or size, f"{text_bytes / size:,.0f} bytes of text for each entry"
+            return kind, size, f"{text_bytes / size:,.0f} bytes of text for each entry"
     if settings.tokenizer:
-        return kind, settings.vocabulary_size or 512, "as asked; the text is small"
+        return kind, 512, "as asked; the text is small"
     return "character", 0, "the text is small: every character is met often"
 
 
@@ -200,7 +203,7 @@ def shape(settings: TrainSettings, vocabulary_size: int) -> DecoderConfig:
         heads=heads,
         kv_heads=settings.kv_heads or heads,
         head_dim=settings.head_dim or settings.hidden_size // heads,
-        intermediate_size=settings.intermediate_size or round(settings.hidden_size * 8 / 3 / 32) * 32,
+        intermediate_size=settings.intermediate_size or max(1, round(settings.hidden_size * 8 / 3 / 32)) * 32,
         context_length=settings.context_length,
         rope_theta=settings.rope_theta,
         tied_embeddings=settings.tied_embeddings,
@@ -385,7 +388,7 @@ def _written(
         steps = settings.steps
     else:
         assert seconds is not None
-        total = int(USABLE * seconds / best.seconds_per_token)
+        total = int(USABLE * max(0.0, seconds) / best.seconds_per_token)
         batch = settings.batch_size or max(1, round(_batch_tokens(total) / context))
         steps = max(10, total // (batch * context))
     tokens = steps * batch * context
