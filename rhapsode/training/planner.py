@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import lzma
 import math
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.initialization import initialise
 from rhapsode.training.optimizers import Optimizers
-from rhapsode.training.settings import TokenizerKind, TrainSettings
+from rhapsode.training.settings import UNSET, TokenizerKind, TrainSettings
 
 SHAPES = (
     (64, 2),
@@ -253,9 +255,10 @@ def make_plan(
         )
     timed = [_timed(chosen, config, text, device, seconds) for chosen, config in _worth_timing(fitting, text, seconds)]
     best = min(timed, key=lambda candidate: candidate.expected)
+    compiling = _compiling(best, device, seconds)
     if seconds is not None:
         seconds -= time.perf_counter() - began
-    return _written(best, timed, text, tokenizer_reason, seconds)
+    return _written(best, timed, text, tokenizer_reason, compiling, seconds)
 
 
 def _context(settings: TrainSettings, text: Text, seconds: float | None) -> TrainSettings:
@@ -330,20 +333,9 @@ def _timed(
     model = Decoder(config).to(device)
     initialise(model, 0)
     optimizers = Optimizers(model, overridden(_rates(1000), settings))
-    windows = _micro_tokens(settings) // settings.context_length
-    ids = torch.arange(windows * settings.context_length, device=device) * 7919 % config.vocabulary_size
-    ids = ids.view(windows, settings.context_length)  # (windows, context)
     budget = 1.0 if seconds is None else min(3.0, seconds / 50)
-    begin, compute, update = time.perf_counter(), math.inf, math.inf
-    while time.perf_counter() - begin < budget or update is math.inf:
-        start = time.perf_counter()
-        (model.loss(ids, ids) / ids.numel()).backward()  # type: ignore[no-untyped-call]
-        middle = time.perf_counter()
-        optimizers.step()
-        model.final_norm.weight[0].item()  # waits for the device
-        end = time.perf_counter()
-        compute, update = min(compute, middle - start), min(update, end - middle)
-    per_token = compute / ids.numel()
+    compute, update = _step_seconds(model, model.loss, optimizers, settings, budget)
+    per_token = compute / _micro_tokens(settings)
     if seconds is None:
         tokens = settings.steps * (settings.batch_size or 8) * settings.context_length
     else:
@@ -352,6 +344,58 @@ def _timed(
     per_token += update / _batch_tokens(tokens)
     expected = expected_bits_per_byte(config.matrix_parameters, tokens * text.bytes / text.tokens, text)
     return _Candidate(settings, config, per_token, expected)
+
+
+def _step_seconds(
+    model: Decoder,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    optimizers: Optimizers,
+    settings: TrainSettings,
+    budget: float,
+) -> tuple[float, float]:
+    """Seconds of forward and backward of a micro-batch, and of the optimizers: medians over about `budget` seconds."""
+    tokens = _micro_tokens(settings)
+    ids = torch.arange(tokens, device=model.embedding.weight.device) * 7919 % model.config.vocabulary_size
+    ids = ids.view(-1, settings.context_length)  # (windows, context)
+    computes: list[float] = []
+    updates: list[float] = []
+    begin = time.perf_counter()
+    while len(computes) < 2 or time.perf_counter() - begin < budget:
+        start = time.perf_counter()
+        (loss(ids, ids) / tokens).backward()  # type: ignore[no-untyped-call]
+        middle = time.perf_counter()
+        optimizers.step()
+        model.final_norm.weight[0].item()  # waits for the device
+        computes.append(middle - start)
+        updates.append(time.perf_counter() - middle)
+    return statistics.median(computes[1:]), statistics.median(updates[1:])
+
+
+LEAST_SECONDS_TO_COMPILE = 1800
+"""Of a run: compiling takes up to a minute, here and once more in the run, and gains a fifth at most."""
+
+
+def _compiling(best: _Candidate, device: torch.device, seconds: float | None) -> tuple[bool, str]:
+    """Whether torch.compile pays within the run, its own time counted, and why."""
+    settings = best.settings
+    if settings.compile is not UNSET:
+        return settings.compile, "as asked"
+    if seconds is None or seconds < LEAST_SECONDS_TO_COMPILE:
+        return False, "it takes up to a minute and gains a fifth at most: not for a run of this length"
+    model = Decoder(best.config).to(device)
+    initialise(model, 0)
+    optimizers = Optimizers(model, overridden(_rates(1000), settings))
+    eager, _ = _step_seconds(model, model.loss, optimizers, settings, 3.0)
+    began = time.perf_counter()
+    try:
+        compiled = torch.compile(model.loss)
+        _step_seconds(model, compiled, optimizers, settings, 0.0)
+        took = time.perf_counter() - began
+        faster, _ = _step_seconds(model, compiled, optimizers, settings, 3.0)
+    except Exception as error:  # no compiler, no support: whatever it is, the run does without
+        return False, f"torch.compile does not work here ({type(error).__name__})"
+    gain = 1 - faster / eager
+    return gain * (seconds - took) > took, f"measured: {took:.0f} s to compile, {gain:.0%} faster steps"
 
 
 USABLE = 0.93
@@ -378,7 +422,12 @@ ADAMW_RATE, SGD_RATE = 2e-3, 0.1
 
 
 def _written(
-    best: _Candidate, timed: list[_Candidate], text: Text, tokenizer_reason: str, seconds: float | None
+    best: _Candidate,
+    timed: list[_Candidate],
+    text: Text,
+    tokenizer_reason: str,
+    compiling: tuple[bool, str],
+    seconds: float | None,
 ) -> Plan:
     """The plan around the shape chosen: batch, horizon, rates, intervals, and every reason."""
     settings, config = best.settings, best.config
@@ -407,7 +456,7 @@ def _written(
         validation_interval=max(1, steps // evaluations),
         sample_interval=max(1, steps // 5),
         checkpoint_interval=max(1, steps // 10),
-        compile=False,
+        compile=compiling[0],
     )
     settings = overridden(overridden(rates, open_choices), settings)
     minutes = "" if seconds is None else f" in {duration(seconds)}"
@@ -427,6 +476,7 @@ def _written(
         Choice("batch", f"{batch} windows, {batch * context:,} tokens", "about the square root of all tokens"),
         Choice("horizon", f"{steps:,} steps, {tokens:,} tokens", f"the text {epochs:,.1f} times{minutes}"),
         Choice("optimizer", settings.optimizer, f"learning rate {settings.learning_rate:g}"),
+        Choice("compiled", "yes" if settings.compile else "no", compiling[1]),
         Choice("dropout", f"{settings.dropout:g}", f"the text is read {epochs:,.1f} times"),
     ]
     summary = (
