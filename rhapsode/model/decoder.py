@@ -112,7 +112,7 @@ class Decoder(nn.Module):
             positions = (padding.long().cumsum(dim=1) - 1).clamp_(min=0)[:, past:]  # (batch, time): padding takes none
             return rotary_angles(positions, config.head_dim, config.rope_theta, x.dtype)
         if self._angles is None or self._angles[0].device != x.device or self._angles[0].dtype != x.dtype:
-            with torch.inference_mode(mode=False):  # kept: a training step may need them later
+            with torch.inference_mode(False):  # kept: a training step may need them later
                 every = torch.arange(config.context_length, device=x.device)
                 self._angles = rotary_angles(every, config.head_dim, config.rope_theta, x.dtype)
         cosine, sine = self._angles  # (context, 1, head_dim / 2)

@@ -36,7 +36,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x^2) + epsilon) * gain over the last axis (Zhang and Sennrich 2019)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
         return _RMSNorm.apply(x, gain, epsilon)  # type: ignore[no-any-return, no-untyped-call]
     return F.rms_norm(x, (x.shape[-1],), gain, epsilon)
 
@@ -71,6 +71,9 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         cosine: (time, 1, head_dim / 2), or with the batch in front.
         sine: as `cosine`.
     """
+    if torch.compiler.is_compiling():  # the compiler fuses the plain formula, and cannot follow writes into views
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
     return _Rotate.apply(x, cosine, sine)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -91,4 +94,6 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020, "GLU variants improve transformer")."""
+    if torch.compiler.is_compiling():
+        return F.silu(gate) * up
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]

@@ -21,7 +21,7 @@ import torch
 from rhapsode.base.errors import DamagedError, NotFiniteError
 from rhapsode.base.progress import Progress
 from rhapsode.inference.evaluation import evaluate
-from rhapsode.model.decoder import Decoder
+from rhapsode.model.decoder import Decoder, Dropout
 from rhapsode.model.folder import save_model
 from rhapsode.training.batches import Windows
 from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint
@@ -171,9 +171,11 @@ class Trainer:
             count = min(settings.micro_batch_size, settings.batch_size - offset)
             inputs, targets = self.windows.batch(first + offset, count)  # (count, context) each
             self._check_ids(inputs, targets, first + offset)
-            dropout = None
+            dropout: Dropout | None = None
             if settings.dropout > 0:
                 dropout = ResidualDropout(settings.dropout, settings.seed, state.step, first + offset)
+                if settings.compile:
+                    dropout = torch.compiler.disable(dropout.__call__)  # type: ignore[no-untyped-call]
             with self._precision():
                 loss = self.forward_loss(
                     torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device), dropout

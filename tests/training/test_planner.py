@@ -188,7 +188,17 @@ def test_nothing_is_left_open(seconds: float) -> None:
     assert open_fields(plan.settings) == CHOSEN_ELSEWHERE
     assert plan.timed
     names = [choice.name for choice in plan.choices]
-    assert names == ["tokenizer", "shape", "parameters", "context", "batch", "horizon", "optimizer", "dropout"]
+    assert names == [
+        "tokenizer",
+        "shape",
+        "parameters",
+        "context",
+        "batch",
+        "horizon",
+        "optimizer",
+        "compiled",
+        "dropout",
+    ]
     assert plan.choices[0].reason == "as asked"
 
 
