@@ -48,6 +48,7 @@ def rhapsode_qwen3(a: argparse.Namespace) -> Callable[[int], None]:
     from rhapsode.model.decoder import Decoder
     from rhapsode.model.initialization import initialise
     from rhapsode.training.dropout import ResidualDropout
+    from rhapsode.training.gradient import Gradient, MicroBatch, workers_for
     from rhapsode.training.optimizers import Optimizers
     from rhapsode.training.planner import DEFAULTS
 
@@ -68,13 +69,21 @@ def rhapsode_qwen3(a: argparse.Namespace) -> Callable[[int], None]:
     initialise(model, 0)
     rates = {"learning_rate": 1e-3, "embedding_learning_rate": 1e-3, "head_learning_rate": 1e-3}
     optimizers = Optimizers(model, replace(DEFAULTS, optimizer=a.optimizer, **rates))
+    workers = workers_for(torch.device("cpu"), compiled=False, threads=torch.get_num_threads())
+    gradient = Gradient(model, workers=workers)
 
     def step(number: int) -> None:
         ids = batch(a, number)
-        dropout = ResidualDropout(a.dropout, 0, number, 0) if a.dropout else None
-        optimizers.zero_grad()
-        loss = model.loss(ids[:, :-1], ids[:, 1:], dropout) / (a.batch * a.context)
-        loss.backward()
+        share = -(-a.batch // workers)
+        batches: list[MicroBatch] = [
+            (
+                ids[first : first + share, :-1],
+                ids[first : first + share, 1:],
+                ResidualDropout(a.dropout, 0, number, first) if a.dropout else None,
+            )
+            for first in range(0, a.batch, share)
+        ]
+        gradient.compute(batches, a.batch * a.context)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step()
 

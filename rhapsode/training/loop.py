@@ -26,6 +26,7 @@ from rhapsode.model.folder import save_model
 from rhapsode.training.batches import Windows
 from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint
 from rhapsode.training.dropout import ResidualDropout
+from rhapsode.training.gradient import Gradient, MicroBatch
 from rhapsode.training.horizon import Horizon
 from rhapsode.training.optimizers import Optimizers
 from rhapsode.training.run_folder import RunFolder
@@ -85,7 +86,7 @@ class Trainer:
     """One run's loop over its steps.
 
     Args:
-        forward_loss: `model.loss`, possibly compiled.
+        gradient: computes the model's gradient.
         identity: what its checkpoints belong to; see `save_checkpoint`.
         provenance: what its model folders say of themselves.
         started: `time.time()` when the command began.
@@ -112,13 +113,13 @@ class Trainer:
         started: float,
         saved_step: int | None,
         draw_sample: Callable[[str, float], str],
-        forward_loss: Callable[..., torch.Tensor],
+        gradient: Gradient,
     ) -> None:
         self.model, self.tokenizer, self.windows, self.validation = model, tokenizer, windows, validation
         self.settings, self.horizon, self.optimizers, self.run_folder = settings, horizon, optimizers, run
         self.state, self.device, self.peak_flops = state, device, peak_flops
         self.identity, self.provenance = identity, provenance
-        self.draw_sample, self.forward_loss = draw_sample, forward_loss
+        self.draw_sample, self.gradient = draw_sample, gradient
         self.interruption = Interruption()
         self.began = time.time()
         self.seconds_before = state.seconds + (self.began - started)
@@ -165,24 +166,12 @@ class Trainer:
         began = time.perf_counter()
         first = state.step * settings.batch_size
         tokens = settings.batch_size * settings.context_length
-        self.optimizers.zero_grad()
-        total = 0.0
-        for offset in range(0, settings.batch_size, settings.micro_batch_size):
-            count = min(settings.micro_batch_size, settings.batch_size - offset)
-            inputs, targets = self.windows.batch(first + offset, count)  # (count, context) each
-            self._check_ids(inputs, targets, first + offset)
-            dropout: Dropout | None = None
-            if settings.dropout > 0:
-                dropout = ResidualDropout(settings.dropout, settings.seed, state.step, first + offset)
-                if settings.compile:
-                    dropout = torch.compiler.disable(dropout.__call__)  # type: ignore[no-untyped-call]
-            with self._precision():
-                loss = self.forward_loss(
-                    torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device), dropout
-                )
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        loss_per_token = total / tokens
+        batches = [
+            self._micro_batch(first + offset, min(settings.micro_batch_size, settings.batch_size - offset))
+            for offset in range(0, settings.batch_size, settings.micro_batch_size)
+        ]
+        with self._precision():
+            loss_per_token = self.gradient.compute(batches, tokens)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clipping or math.inf))
         self._check_finite(loss_per_token, norm, first)
         schedule = Schedule(settings.schedule, steps, settings.warmup_steps, settings.decay_share, settings.final_share)
@@ -200,6 +189,18 @@ class Trainer:
             peak_share=rate * self.model.config.training_flops_per_token(settings.context_length) / self.peak_flops,
         )
         return loss_per_token
+
+    def _micro_batch(self, first: int, count: int) -> MicroBatch:
+        """Samples first, first + 1, ... as the loss takes them."""
+        settings = self.settings
+        inputs, targets = self.windows.batch(first, count)  # (count, context) each
+        self._check_ids(inputs, targets, first)
+        dropout: Dropout | None = None
+        if settings.dropout > 0:
+            dropout = ResidualDropout(settings.dropout, settings.seed, self.state.step, first)
+            if settings.compile:
+                dropout = torch.compiler.disable(dropout.__call__)  # type: ignore[no-untyped-call]
+        return torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device), dropout
 
     def _precision(self) -> torch.autocast:
         """bf16 on GPUs that have it; fp32 everywhere else."""

@@ -102,10 +102,6 @@ class Optimizers:
         for part in self.parts:
             part.step()
 
-    def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=False)
-
     def state(self) -> dict[str, Tensor]:
         """All optimizer state as named tensors: `parameter/what`."""
         tensors = {}

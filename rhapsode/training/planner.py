@@ -12,7 +12,6 @@ import lzma
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rhapsode.base.settings import overridden
 from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.initialization import initialise
+from rhapsode.training.gradient import Gradient, workers_for
 from rhapsode.training.optimizers import Optimizers
 from rhapsode.training.settings import UNSET, TokenizerKind, TrainSettings
 
@@ -245,20 +245,23 @@ def make_plan(
         )
     candidates = [_sized(settings, width, layers) for width, layers in _open_shapes(settings)]
     memory = settings.memory * 1e9 if settings.memory else memory_bytes() / 2
-    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config) <= memory]
+    workers = workers_for(device, compiled=False, threads=torch.get_num_threads())
+    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config, workers) <= memory]
     if not fitting:
         chosen, config = candidates[0]
+        needed = _memory(chosen, config, workers)
         raise InputError(
-            f"training needs about {_memory(chosen, config) / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
+            f"training needs about {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
             where="--memory",
             todo="Choose a smaller --hidden-size, --layers or --micro-batch-size, or allow more.",
         )
-    timed = [_timed(chosen, config, text, device, seconds) for chosen, config in _worth_timing(fitting, text, seconds)]
+    worth = _worth_timing(fitting, text, seconds)
+    timed = [_timed(chosen, config, text, device, workers, seconds) for chosen, config in worth]
     best = min(timed, key=lambda candidate: candidate.expected)
-    compiling = _compiling(best, device, seconds)
+    compiling = _compiling(best, device, workers, seconds)
     if seconds is not None:
         seconds -= time.perf_counter() - began
-    return _written(best, timed, text, tokenizer_reason, compiling, seconds)
+    return _written(best, timed, text, tokenizer_reason, compiling, 1 if compiling[0] else workers, seconds)
 
 
 def _context(settings: TrainSettings, text: Text, seconds: float | None) -> TrainSettings:
@@ -292,16 +295,19 @@ def _sized(settings: TrainSettings, width: int, layers: int) -> tuple[TrainSetti
     return overridden(sizes, chosen), config
 
 
-def _micro_tokens(settings: TrainSettings) -> int:
-    """Tokens computed at once while a shape is timed."""
-    windows = settings.micro_batch_size or settings.batch_size or max(1, 2048 // settings.context_length)
-    return windows * settings.context_length
+def _micro_windows(settings: TrainSettings, workers: int) -> int:
+    """Windows of a micro-batch: a worker's share of the batch, as far as 2,048 tokens go (1,024 beside others)."""
+    if settings.micro_batch_size:
+        return settings.micro_batch_size
+    most = max(1, 2048 // settings.context_length)
+    return min(most, math.ceil((settings.batch_size or most) / workers))
 
 
-def _memory(settings: TrainSettings, config: DecoderConfig) -> float:
-    """Bytes that training takes, roughly: weights, gradients, two moments, and the activations of one micro-batch."""
+def _memory(settings: TrainSettings, config: DecoderConfig, workers: int) -> float:
+    """Bytes that training takes, roughly: weights, two moments, and a gradient and activations for each worker."""
     widths = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) + 3 * config.vocabulary_size
-    return 300e6 + 20.0 * config.parameters + 4.0 * widths * _micro_tokens(settings)
+    tokens = _micro_windows(settings, workers) * settings.context_length
+    return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + widths * tokens)
 
 
 def _flops(config: DecoderConfig, settings: TrainSettings) -> float:
@@ -327,15 +333,21 @@ def _worth_timing(
 
 
 def _timed(
-    settings: TrainSettings, config: DecoderConfig, text: Text, device: torch.device, seconds: float | None
+    settings: TrainSettings,
+    config: DecoderConfig,
+    text: Text,
+    device: torch.device,
+    workers: int,
+    seconds: float | None,
 ) -> _Candidate:
     """Train a shape on nonsense for a moment, a fiftieth of the time at most, and say what it would reach."""
     model = Decoder(config).to(device)
     initialise(model, 0)
     optimizers = Optimizers(model, overridden(_rates(1000), settings))
     budget = 1.0 if seconds is None else min(3.0, seconds / 50)
-    compute, update = _step_seconds(model, model.loss, optimizers, settings, budget)
-    per_token = compute / _micro_tokens(settings)
+    gradient = Gradient(model, workers=workers)
+    compute, update = _step_seconds(gradient, optimizers, settings, budget)
+    per_token = compute / (workers * _micro_windows(settings, workers) * settings.context_length)
     if seconds is None:
         tokens = settings.steps * (settings.batch_size or 8) * settings.context_length
     else:
@@ -347,22 +359,19 @@ def _timed(
 
 
 def _step_seconds(
-    model: Decoder,
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    optimizers: Optimizers,
-    settings: TrainSettings,
-    budget: float,
+    gradient: Gradient, optimizers: Optimizers, settings: TrainSettings, budget: float
 ) -> tuple[float, float]:
-    """Seconds of forward and backward of a micro-batch, and of the optimizers: medians over about `budget` seconds."""
-    tokens = _micro_tokens(settings)
-    ids = torch.arange(tokens, device=model.embedding.weight.device) * 7919 % model.config.vocabulary_size
-    ids = ids.view(-1, settings.context_length)  # (windows, context)
+    """Seconds of the gradient of a micro-batch for each worker, and of the optimizers: medians over about `budget`."""
+    model, workers = gradient.model, len(gradient.losses)
+    windows = _micro_windows(settings, workers)
+    ids = torch.arange(windows * settings.context_length, device=model.embedding.weight.device) * 7919
+    ids = (ids % model.config.vocabulary_size).view(windows, settings.context_length)
     computes: list[float] = []
     updates: list[float] = []
     begin = time.perf_counter()
     while len(computes) < 2 or time.perf_counter() - begin < budget:
         start = time.perf_counter()
-        (loss(ids, ids) / tokens).backward()  # type: ignore[no-untyped-call]
+        gradient.compute([(ids, ids, None)] * workers, workers * ids.numel())
         middle = time.perf_counter()
         optimizers.step()
         model.final_norm.weight[0].item()  # waits for the device
@@ -375,7 +384,7 @@ LEAST_SECONDS_TO_COMPILE = 1800
 """Of a run: compiling takes up to a minute, here and once more in the run, and gains a fifth at most."""
 
 
-def _compiling(best: _Candidate, device: torch.device, seconds: float | None) -> tuple[bool, str]:
+def _compiling(best: _Candidate, device: torch.device, workers: int, seconds: float | None) -> tuple[bool, str]:
     """Whether torch.compile pays within the run, its own time counted, and why."""
     settings = best.settings
     if settings.compile is not UNSET:
@@ -385,13 +394,14 @@ def _compiling(best: _Candidate, device: torch.device, seconds: float | None) ->
     model = Decoder(best.config).to(device)
     initialise(model, 0)
     optimizers = Optimizers(model, overridden(_rates(1000), settings))
-    eager, _ = _step_seconds(model, model.loss, optimizers, settings, 3.0)
+    eager, _ = _step_seconds(Gradient(model, workers=workers), optimizers, settings, 3.0)
+    eager /= workers
     began = time.perf_counter()
     try:
-        compiled = torch.compile(model.loss)
-        _step_seconds(model, compiled, optimizers, settings, 0.0)
+        compiled = Gradient(model, torch.compile(model.loss), workers=1)
+        _step_seconds(compiled, optimizers, settings, 0.0)
         took = time.perf_counter() - began
-        faster, _ = _step_seconds(model, compiled, optimizers, settings, 3.0)
+        faster, _ = _step_seconds(compiled, optimizers, settings, 3.0)
     except Exception as error:  # no compiler, no support: whatever it is, the run does without
         return False, f"torch.compile does not work here ({type(error).__name__})"
     gain = 1 - faster / eager
@@ -427,6 +437,7 @@ def _written(
     text: Text,
     tokenizer_reason: str,
     compiling: tuple[bool, str],
+    workers: int,
     seconds: float | None,
 ) -> Plan:
     """The plan around the shape chosen: batch, horizon, rates, intervals, and every reason."""
@@ -451,7 +462,7 @@ def _written(
         steps=steps,
         dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2,
         batch_size=batch,
-        micro_batch_size=min(batch, max(1, _micro_tokens(settings) // context)),
+        micro_batch_size=_micro_windows(overridden(settings, TrainSettings(batch_size=batch)), workers),
         validation_tokens=evaluated,
         validation_interval=max(1, steps // evaluations),
         sample_interval=max(1, steps // 5),

@@ -45,6 +45,7 @@ from rhapsode.training.checkpoint import (
     newest_good,
     verify_folder,
 )
+from rhapsode.training.gradient import Gradient, workers_for
 from rhapsode.training.horizon import Horizon
 from rhapsode.training.loop import Trainer, Validation
 from rhapsode.training.optimizers import Optimizers
@@ -405,7 +406,11 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
         draw_sample=lambda prompt, temperature: (
             writer.generate(prompt, temperature=temperature, max_new_tokens=SAMPLE_TOKENS, seed=settings.seed).text
         ),
-        forward_loss=torch.compile(model.loss) if settings.compile else model.loss,
+        gradient=Gradient(
+            model,
+            torch.compile(model.loss) if settings.compile else None,
+            workers=workers_for(job.device, settings.compile, torch.get_num_threads()),
+        ),
     )
     with trainer.interruption.watched(run.say):
         try:

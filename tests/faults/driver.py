@@ -54,19 +54,18 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def spoil_gradient(optimizers: Any) -> None:
+def matrix_of(model: Any) -> Any:
+    return model.blocks[0].attention.query.weight
+
+
+def spoil_gradient(gradient: Any, *_: Any) -> None:
     """The gradient of one matrix, as it is computed next."""
-    matrix = optimizers.parts[0].param_groups[0]["params"][0]
-    matrix.register_hook(lambda gradient: gradient * float("nan"))
+    matrix_of(gradient.model).register_hook(lambda gradient: gradient * float("nan"))
 
 
-def spoil_weight(optimizers: Any) -> None:
+def spoil_weight(holder: Any, *_: Any) -> None:
     with torch.no_grad():
-        optimizers.parts[0].param_groups[0]["params"][0].view(-1)[0] = float("inf")
-
-
-def spoil_trainer(trainer: Any, *_: Any) -> None:
-    spoil_weight(trainer.optimizers)
+        matrix_of(holder.model).view(-1)[0] = float("inf")
 
 
 def spoil_data(windows: Any, *_: Any) -> None:
@@ -84,7 +83,6 @@ ACTIONS: dict[str, Callable[..., None]] = {
 SPOILS: dict[str, Callable[..., None]] = {
     "gradient": spoil_gradient,
     "weight": spoil_weight,
-    "weights of the trainer": spoil_trainer,
     "data": spoil_data,
 }
 

@@ -16,10 +16,10 @@ WHAT: dict[str, tuple[Plant, str]] = {
     # The micro-batches are 4 of 6 windows: two losses, and two batches, to a step.
     "the loss": (("rhapsode.model.decoder:Decoder.loss", 19, "nan"), "the loss is not a finite number"),
     "a gradient": (
-        ("rhapsode.training.optimizers:Optimizers.zero_grad", 10, "gradient"),
+        ("rhapsode.training.gradient:Gradient.compute", 10, "gradient"),
         "a gradient is not a finite number",
     ),
-    "a weight": (("rhapsode.training.optimizers:Optimizers.zero_grad", 10, "weight"), "is not a finite number"),
+    "a weight": (("rhapsode.training.gradient:Gradient.compute", 10, "weight"), "is not a finite number"),
     "the data": (("rhapsode.training.batches:Windows.batch", 19, "data"), "the data hold token 65535"),
 }
 
@@ -50,7 +50,7 @@ def test_not_a_number(driver: Driver, run: Path, prepared: Prepared, what: str) 
 
 def test_weights_that_a_step_made_infinite_are_never_saved(driver: Driver, run: Path) -> None:
     """The gradient was finite, the step was not: the checkpoint due then must not take the place of a good one."""
-    ended = driver.resume(run, ("rhapsode.training.loop:Trainer._validate", 2, "weights of the trainer"))
+    ended = driver.resume(run, ("rhapsode.training.loop:Trainer._validate", 2, "weight"))
     assert ended.code == 1, ended.stderr
     assert "a weight is not a finite number" in ended.stderr and "step 8, samples 42 to 47" in ended.stderr
     assert "step-00000008" not in [path.name for path in checkpoints(run / "checkpoints")]

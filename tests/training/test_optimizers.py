@@ -61,7 +61,7 @@ def backward(model: Decoder, step: int) -> None:
 
 def train(model: Decoder, optimizers: Optimizers, steps: range) -> None:
     for step in steps:
-        optimizers.zero_grad()
+        model.zero_grad()
         backward(model, step)
         optimizers.set_share(SHARES[step])
         optimizers.step()
