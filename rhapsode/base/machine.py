@@ -69,15 +69,16 @@ def processor() -> str:
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks, once per process.
 
-    By default it hands them back to the system, and each training step faults its activations in again.
+    By default it hands them back to the system, and each training step faults its activations in again. Threads that
+    start later share one arena, because it gives blocks of their own arenas back whatever it was told.
     """
     if sys.platform != "linux":
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
-        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in malloc.h
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX in malloc.h
+        for parameter, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-8, 1)):
+            libc.mallopt(parameter, value)
     except (OSError, AttributeError):
         return  # another C library: only slower
 
