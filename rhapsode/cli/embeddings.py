@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 app = App(name="embeddings", help_format="markdown")
 
+WORDS_FOR_HINT = 1000
+
 
 @app.command(sort_key=0)
 def evaluate(
@@ -74,7 +76,8 @@ def evaluate(
         _show_correlations(correlations)
     for file, sections in accuracies:
         _show_accuracies(file, sections, vocabulary)
-    print(f"\nnext: rhapsode similar {quote(vectors.words[0])} --model {quote(str(model))}")
+    word = max(vectors.words[:WORDS_FOR_HINT], key=len)  # the very first ones are signs and short words
+    print(f"\nnext: rhapsode similar {quote(word)} --model {quote(str(model))}")
 
 
 @app.command(sort_key=1)

@@ -49,7 +49,7 @@ def similar(
         print(dumps({"model": str(model), "word": word, "neighbours": [asdict(each) for each in neighbours]}))
         return
     show(neighbours)
-    near = [each.word for each in neighbours[:WORDS_IN_HINT]]
+    near = [each.word for each in neighbours if each.word[0].isalnum()][:WORDS_IN_HINT]
     print(f"\nnext: {join(['rhapsode', 'embeddings', 'picture', str(model), word, *near, '--out', 'words.svg'])}")
 
 
@@ -71,7 +71,7 @@ def note_composed(vectors: WordVectors, *words: str) -> None:
     for word in words:
         vectors.vector(word)  # the error of an unknown word comes before any note
     if composed := [repr(word) for word in words if word not in vectors]:
-        note(f"Not one token here, but the mean of their tokens' vectors: {', '.join(composed)}.")
+        note(f"Not in the vocabulary, so taken as the mean of their tokens: {', '.join(composed)}.")
 
 
 def show(neighbours: Sequence[Neighbour]) -> None:

@@ -52,13 +52,17 @@ class Model:
 
     def vectors(self) -> Iterator[Matrix]:
         """The vector (dimension,) of each word, in order."""
-        step = max(1, NUMBERS_AT_ONCE // self.matrix.shape[1])
         for start in range(0, len(self.words), WORDS_AT_ONCE):
             some = self.words[start : start + WORDS_AT_ONCE]
             for number, ngrams in enumerate(self._ngram_rows(some)):
-                rows = np.concatenate([[start + number], ngrams])
-                parts = (self.matrix[rows[at : at + step]].sum(axis=0) for at in range(0, len(rows), step))
-                yield np.sum(list(parts), axis=0) / np.float32(len(rows))
+                yield self._mean(np.append(ngrams, start + number))
+
+    def _mean(self, rows: Integers) -> Matrix:
+        step = max(1, NUMBERS_AT_ONCE // self.matrix.shape[1])
+        with np.errstate(invalid="ignore", over="ignore"):  # whoever reads a damaged file refuses what comes of it
+            parts = [self.matrix[rows[at : at + step]].sum(axis=0) for at in range(0, len(rows), step)]
+            mean: Matrix = np.sum(parts, axis=0) / np.float32(len(rows))
+        return mean
 
     def _ngram_rows(self, words: Sequence[bytes]) -> list[Integers]:
         """The rows of the n-grams of each word."""
@@ -164,8 +168,9 @@ def _words(file: BinaryIO, entries: int, damaged: Callable[[str], DamagedError])
         if len(block) - at < longest:
             block, at = block[at:] + file.read(1 << 20), 0
         zero = block.find(b"\0", at, at + LARGEST_WORD + 1)
-        if zero < 0 or zero + 1 + ENTRY.size > len(block):
-            raise damaged(f"entry {number:,} of its dictionary does not end")
+        if zero <= at or zero + 1 + ENTRY.size > len(block):
+            what = "has no word" if zero == at else "does not end"
+            raise damaged(f"entry {number:,} of its dictionary {what}")
         words.append(block[at:zero])
         at = zero + 1 + ENTRY.size
     file.seek(at - len(block), 1)

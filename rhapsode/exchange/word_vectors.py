@@ -83,23 +83,24 @@ def read_word_vectors(path: Path) -> WordVectorFile:
 
 
 def _read(file: BinaryIO, size: int, where: str) -> WordVectorFile:
-    start = file.read(_longest_line(LARGEST_DIMENSION))
-    if start.startswith(fasttext.MAGIC):
+    if file.read(len(fasttext.MAGIC)) == fasttext.MAGIC:
         return _read_fasttext(file, size, where)
-    first, _, rest = start.partition(b"\n")
+    file.seek(0)
+    first = file.readline(_longest_line(LARGEST_DIMENSION))
     header = HEADER.fullmatch(first)
     if not header:
         dimension = _numbers_at_end(first)
         if not 1 <= dimension <= LARGEST_DIMENSION or dimension != len(first.split()) - 1:
-            raise InputError(_what_else(start), where=where, todo=f"Forms that are read: {FORMS}.")
+            raise InputError(_what_else(first), where=where, todo=f"Forms that are read: {FORMS}.")
         file.seek(0)
         return _read_text(file, size, where, dimension=dimension)
     count, dimension = int(header[1]), int(header[2])
     if not count or not 1 <= dimension <= LARGEST_DIMENSION:
         what = f"says it has {count:,} vectors of {dimension:,} numbers"
         raise DamagedError(what, where=f"{where}:1", todo=f"What is read has 1 to {LARGEST_DIMENSION:,} numbers.")
-    file.seek(len(first) + 1)
-    if CONTROL.search(rest) and _numbers_at_end(rest.partition(b"\n")[0]) != dimension:
+    following = file.read(_longest_line(dimension))
+    file.seek(len(first))
+    if CONTROL.search(following) and _numbers_at_end(following.partition(b"\n")[0]) != dimension:
         return _read_binary(file, size, where, count=count, dimension=dimension)
     return _read_text(file, size, where, dimension=dimension, count=count)
 
@@ -263,13 +264,13 @@ def _shown(field: bytes) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _what_else(start: bytes) -> str:
+def _what_else(first: bytes) -> str:
     """What a file is that holds no word vectors, where that helps."""
-    if not start:
+    if not first:
         return "is empty"
-    if start.startswith(b"PK\x03\x04"):
+    if first.startswith(b"PK\x03\x04"):
         return "is a zip archive: unpack it, and name the file inside"
-    if re.match(rb"\x80[\x02-\x05]", start):
+    if re.match(rb"\x80[\x02-\x05]", first):
         return (
             "holds pickled Python objects, which can run code and are never read: save the vectors with gensim's "
             "`save_word2vec_format`"

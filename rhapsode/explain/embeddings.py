@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rhapsode.base.errors import InputError
+from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.explain.judgements import VOCABULARY, Analogies, Pairs
 
 if TYPE_CHECKING:
@@ -94,11 +94,12 @@ class WordVectors:
         matrix: (words, dimension) float32. It is taken over: its rows become unit vectors where they lie.
         compose: the vector of a word that is not among `words`, where it can be made of parts.
         notes: what a user should know of where they come from.
+        where: what messages call them.
 
     A vector of length zero has no direction: its word is left out, and a note says how many there were.
 
     Raises:
-        InputError: no word is left, one stands twice, or a vector is not finite.
+        DamagedError: no word is left, one stands twice, or a vector is not finite.
     """
 
     def __init__(
@@ -108,16 +109,17 @@ class WordVectors:
         *,
         compose: Callable[[str], Array | None] | None = None,
         notes: Sequence[str] = (),
+        where: str = "word vectors",
     ) -> None:
         lengths = _lengths(matrix)
         if not np.isfinite(lengths).all():
             word = words[int(np.argmin(np.isfinite(lengths)))]
-            raise InputError(f"the vector of {word!r} is not finite", todo="Nothing can be near to it.")
+            raise DamagedError(f"the vector of {word!r} is not finite", where=where)
         directed = lengths > 0
         self.notes = list(notes)
         if not directed.all():
             count = int(len(words) - directed.sum())
-            self.notes.append(f"{count:,} {'word was' if count == 1 else 'words were'} left out: of zeros only.")
+            self.notes.append(f"{count:,} {'vector was' if count == 1 else 'vectors were'} left out, of zeros only.")
             words = [word for word, good in zip(words, directed, strict=True) if good]
             matrix, lengths = matrix[directed], lengths[directed]
         for start in range(0, len(words), ROWS_AT_ONCE):
@@ -125,11 +127,11 @@ class WordVectors:
             matrix[rows] = matrix[rows] / lengths[rows, None]
         self.words, self.matrix = list(words), matrix
         self._row = {word: row for row, word in enumerate(self.words)}
-        self._compose = compose
+        self._compose, self._where = compose, where
         if not self.words:
-            raise InputError("there is no word with a vector")
+            raise DamagedError("there is no word with a vector", where=where)
         if len(self._row) != len(self.words):
-            raise InputError("a word stands there twice")
+            raise DamagedError("a word stands there twice", where=where)
 
     def __contains__(self, word: str) -> bool:
         """Whether `word` has a vector of its own, not one composed of its parts."""
@@ -143,7 +145,7 @@ class WordVectors:
         """
         found = self._find(word)
         if found is None:
-            raise InputError(f"there is no vector for {word!r}", todo=self._near_spellings(word))
+            raise InputError(f"there is no vector for {word!r}", where=self._where, todo=self._near_spellings(word))
         return found
 
     def nearest(self, to: str | Array, count: int = 10, *, without: Iterable[str] = ()) -> list[Neighbour]:
@@ -234,11 +236,9 @@ class WordVectors:
         if len(words) < 3:
             raise InputError("there are fewer than three different words", todo="A plane needs three at least.")
         vectors = np.stack([self.vector(word) for word in words]).astype(np.float64)
-        left, singular, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+        vectors = np.pad(vectors - vectors.mean(axis=0), ((0, 0), (0, 1)))  # vectors of one number have a plane too
+        left, singular, _ = np.linalg.svd(vectors, full_matrices=False)
         variance = singular**2
-        if len(singular) < 2:  # vectors of one number
-            left, variance = np.pad(left, ((0, 0), (0, 1))), np.append(variance, 0.0)
-            singular = np.append(singular, 0.0)
         if variance.sum() < 1e-12:
             raise InputError("these words all have the same vector", todo="Choose others.")
         points = left[:, :2] * singular[:2]
@@ -293,7 +293,7 @@ def open_word_vectors(path: Path) -> WordVectors:
     from rhapsode.exchange.word_vectors import read_word_vectors
 
     file = read_word_vectors(path)
-    return WordVectors(file.words, file.matrix, notes=file.notes)
+    return WordVectors(file.words, file.matrix, notes=file.notes, where=str(path))
 
 
 def word_vectors(model: LanguageModel) -> WordVectors:
@@ -330,7 +330,7 @@ def word_vectors(model: LanguageModel) -> WordVectors:
         mean: Array = rows(ids).mean(axis=0)
         return mean
 
-    return WordVectors(list(id_of), rows(list(id_of.values())), compose=compose)
+    return WordVectors(list(id_of), rows(list(id_of.values())), compose=compose, where=model.where)
 
 
 def _words_with_space(tokenizer: Tokenizer) -> dict[str, int]:

@@ -125,7 +125,7 @@ def test_a_run_and_its_model_are_one_model(trained: Path, rhapsode: Rhapsode) ->
     assert len(outputs[0]["neighbours"]) == 10
     done = rhapsode("similar", "king", "--model", trained)
     assert done.code == 0
-    assert done.err == "Not one token here, but the mean of their tokens' vectors: 'king'.\n"
+    assert done.err == "Not in the vocabulary, so taken as the mean of their tokens: 'king'.\n"
     assert rhapsode("analogy", "a", "e", "i", "--model", trained).code == 0
     assert rhapsode("embeddings", "picture", trained, *"aeiou", "--out", "vowels.svg").code == 0
 
@@ -141,7 +141,10 @@ def test_what_a_terminal_would_obey_is_quoted(tmp_path: Path, rhapsode: Rhapsode
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["similar", "kin", "--model", "vectors.txt"], "there is no vector for 'kin'. Spelt alike: 'king'."),
+        (
+            ["similar", "kin", "--model", "vectors.txt"],
+            "vectors.txt: there is no vector for 'kin'. Spelt alike: 'king'.",
+        ),
         (["similar", "KING", "--model", "vectors.txt"], "there is no vector for 'KING'. Spelt alike: 'king'."),
         (["analogy", "king", "man", "women", "--model", "vectors.txt"], "no vector for 'women'. Spelt alike: 'woman'"),
         (["similar", "king", "--model", "none.txt"], "none.txt: the file does not exist. Name a file of word vectors"),
