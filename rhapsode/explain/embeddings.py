@@ -290,6 +290,9 @@ def open_word_vectors(path: Path) -> WordVectors:
         from rhapsode.inference.language_model import load
 
         return word_vectors(load(path, "cpu"))
+    if not path.exists():
+        todo = "Name a model folder, a run, or a file of word vectors."
+        raise InputError("there is no such file or folder", where=str(path), todo=todo)
     from rhapsode.exchange.word_vectors import read_word_vectors
 
     file = read_word_vectors(path)

@@ -147,7 +147,7 @@ def test_what_a_terminal_would_obey_is_quoted(tmp_path: Path, rhapsode: Rhapsode
         ),
         (["similar", "KING", "--model", "vectors.txt"], "there is no vector for 'KING'. Spelt alike: 'king'."),
         (["analogy", "king", "man", "women", "--model", "vectors.txt"], "no vector for 'women'. Spelt alike: 'woman'"),
-        (["similar", "king", "--model", "none.txt"], "none.txt: the file does not exist. Name a file of word vectors"),
+        (["similar", "king", "--model", "none.txt"], "none.txt: there is no such file or folder. Name a model"),
         (["similar", "king", "--model", "."], "there is no model in this folder"),
         (["similar", "king", "--model", "pairs.txt"], "pairs.txt: holds no word vectors"),
         (["similar", "king", "--model", "bad.txt"], "bad.txt:2: there are 1 numbers after the word; 2 belong there"),
