@@ -56,7 +56,7 @@ PIXELS = DOTS_PER_INCH / 72  # of a point
 # Where a name may stand: so many points from its dot, and in which direction. The first place that is free is taken.
 DISTANCES = (5.0, 10.0, 17.0, 26.0, 37.0, 50.0, 65.0, 82.0)
 DIRECTIONS = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, *np.arange(22.5, 360, 45)])
-PLAIN_DISTANCE = 10.0  # so near, nobody asks whose name it is; from further away a line tells
+PLAIN_DISTANCE = 5.0  # so near, nobody asks whose name it is; from further away a line tells
 DOT = 3.0  # points from its middle to its edge
 AIR = 1.0  # points that stay free around a name
 

@@ -47,14 +47,20 @@ def word2vec_binary(words: list[str], matrix: Matrix, *, line_ends: bool = True)
     )
 
 
-def fasttext_binary(words: list[str], matrix: Matrix) -> bytes:
-    """A fastText model without n-grams: each word's vector is its own row."""
+def fasttext_binary(words: list[str], matrix: Matrix, *, buckets: int = 0) -> bytes:
+    """A fastText model. Without buckets for n-grams, each word's vector is its own row; those of n-grams are zero."""
     rows, dimension = matrix.shape
-    settings = [dimension, 5, 5, 1, 5, 1, 2, 2, 0, 0, 0, 100]
+    settings = [dimension, 5, 5, 1, 5, 1, 2, 2, buckets, 3 * bool(buckets), 6 * bool(buckets), 100]
     dictionary = struct.pack("<iiiqq", rows, rows, 0, 1000, -1)
     entries = b"".join(word.encode() + b"\0" + struct.pack("<qb", 7, 0) for word in words)
-    numbers = struct.pack("<?qq", False, rows, dimension) + matrix.astype("<f4").tobytes()
-    return struct.pack("<ii12id", 793712314, 12, *settings, 1e-4) + dictionary + entries + numbers * 2
+    output = struct.pack("<?qq", False, rows, dimension) + matrix.astype("<f4").tobytes()
+    numbers = matrix.astype("<f4").tobytes() + bytes(4 * buckets * dimension)
+    numbers = struct.pack("<?qq", False, rows + buckets, dimension) + numbers
+    return struct.pack("<ii12id", 793712314, 12, *settings, 1e-4) + dictionary + entries + numbers + output
+
+
+def fasttext_with_ngrams(words: list[str], matrix: Matrix) -> bytes:
+    return fasttext_binary(words, matrix, buckets=50)
 
 
 WRITERS: dict[str, Callable[[list[str], Matrix], bytes]] = {
@@ -143,6 +149,14 @@ def test_a_fasttext_model_gives_the_vectors_that_fasttext_wrote_beside_it(shared
     written = read_word_vectors(folder / "crime-and-punishment.vec")
     assert model.words == written.words
     assert np.abs(model.matrix - written.matrix).max() < 1e-5  # the text has five digits
+
+
+def test_the_vector_of_a_word_is_the_mean_over_its_ngrams_and_itself(tmp_path: Path) -> None:
+    words, matrix = ["a", "gold", "</s>", "größe"], example(4)[1]
+    # <a>; <go gol old ld> <gol gold old> <gold gold> <gold>; none; and of seven signs 5 + 4 + 3 + 2
+    counts = [1, 4 + 3 + 2 + 1, 0, 5 + 4 + 3 + 2]
+    _, found, _ = read(tmp_path / "a", fasttext_with_ngrams(words, matrix))
+    assert np.allclose(found, matrix / (1 + np.array(counts))[:, None], rtol=1e-6)
 
 
 WORDS = st.lists(
@@ -333,12 +347,14 @@ def test_memory_is_the_matrix_and_the_words(form: str, tmp_path: Path) -> None:
     assert matrix.nbytes < peak < 1.1 * matrix.nbytes + mapped + 200 * len(words) + 6e6
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_mutants_are_read_or_refused_clearly_and_soon(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", [*WRITERS.values(), fasttext_with_ngrams])
+def test_mutants_are_read_or_refused_clearly_and_soon(
+    writer: Callable[[list[str], Matrix], bytes], tmp_path: Path
+) -> None:
     words, matrix = example(12, 4)
     words[3] = "Größe"
-    original, path = WRITERS[form](words, matrix), tmp_path / "a"
-    chance = random.Random(form)
+    original, path = writer(words, matrix), tmp_path / "a"
+    chance = random.Random(writer.__name__)
     outcomes = {"read": 0, "refused": 0}
     start = time.monotonic()
     for _ in range(1500):
