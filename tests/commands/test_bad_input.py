@@ -244,6 +244,7 @@ def test_models_that_cannot_be_used(model: Model, model_folder: Path, tmp_path: 
         ["next", model_folder, "To be"],
         ["evaluate", model_folder, "text.txt"],
         ["verify", model_folder],
+        ["similar", "e", "--model", model_folder],
     ):
         done = rhapsode(*words)
         assert done.code == 2, words
