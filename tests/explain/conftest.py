@@ -10,8 +10,8 @@ import torch
 
 from rhapsode.explain.embeddings import Array, WordVectors, open_word_vectors
 from rhapsode.inference.language_model import LanguageModel
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "E", "i", "o", "u")]
@@ -23,7 +23,7 @@ def random_matrix(rows: int = len(WORDS), dimension: int = 12, seed: int = 0) ->
 
 def model_with(tokenizer: Tokenizer) -> LanguageModel:
     """A model with random embeddings for a tokenizer."""
-    model = Decoder(DecoderConfig(tokenizer.vocabulary_size, 16, 1, 2, 2, 8, 16, 32, tied_embeddings=False))
+    model = Decoder(QWEN3.config(tokenizer.vocabulary_size, 16, 1, 2, 2, 8, 16, 32, tied_embeddings=False))
     torch.nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(0))
     return LanguageModel(model.eval(), tokenizer)
 
