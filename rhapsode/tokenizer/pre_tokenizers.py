@@ -63,6 +63,11 @@ def cuts_into_bytes(settings: Any) -> bool:
     return _what_matters(settings) == _what_matters(BYTE_LEVEL) or pre_tokenizer_name(settings) is not None
 
 
+def cut_alike(settings: Any, others: Any) -> bool:
+    """Whether two `pre_tokenizer` parts of a tokenizer.json give the same pieces."""
+    return bool(_what_matters(settings) == _what_matters(others))
+
+
 def _what_matters(settings: Any) -> Any:
     """`settings` without what changes no token; files older than `use_regex` mean true."""
     if isinstance(settings, dict):

@@ -241,6 +241,13 @@ class Tokenizer:
             token = token.removeprefix("##") if self.kind == "wordpiece" else token.replace("▁", " ")
         return token.encode("utf-8")
 
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids that its `post_processor` puts before a text and after it; `encode` leaves them out."""
+        bare, framed = (self._library.encode("a", add_special_tokens=special).ids for special in (False, True))
+        starts = range(len(framed) - len(bare) + 1)
+        start = next((start for start in starts if framed[start : start + len(bare)] == bare), len(framed))
+        return framed[:start], framed[start + len(bare) :]
+
     def unknown_count(self, ids: Sequence[int] | Ids) -> int:
         """How many of `ids` stand for something that the vocabulary lacks."""
         return 0 if self.unknown_id is None else int(np.count_nonzero(np.asarray(ids) == self.unknown_id))
