@@ -328,8 +328,9 @@ class _Cursor:
             raise self._damaged(f"{key!r} is an array of type {type}, which does not exist")
         if type == BOOL:
             return self._flags(key, count)
-        self._spend(count * np.dtype(NUMBERS[type]).itemsize)
-        return self._array(NUMBERS[type], count).copy()
+        array = self._array(NUMBERS[type], count)
+        self._spend(array.nbytes)
+        return array.copy()
 
     def _texts(self, key: str, count: int) -> list[str]:
         self._require(count, 8, f"strings in {key!r}")
@@ -355,8 +356,8 @@ class _Cursor:
         return text
 
     def _flags(self, key: str, count: int) -> npt.NDArray[np.bool_]:
-        self._spend(count)
         bytes = self._array("<u1", count)
+        self._spend(count)
         if count and bytes.max() > 1:
             raise self._damaged(f"{key!r} must be true or false, and is {bytes.max()}")
         return bytes.astype(np.bool_)
