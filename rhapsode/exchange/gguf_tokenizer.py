@@ -7,112 +7,57 @@ when it is to be written; what it does almost alike is written and said.
 
 from __future__ import annotations
 
+import base64
+import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from rhapsode.base.errors import DamagedError, InputError, MismatchError, RhapsodeError, nearest
 from rhapsode.exchange.gguf_file import Metadata, Value
-from rhapsode.tokenizer.definition import Part, as_text, byte_pairs, definition, frame, word_pieces
+from rhapsode.exchange.gguf_vocabulary import (
+    ADD_END,
+    ADD_START,
+    CHARSMAP,
+    CUTS,
+    DEFAULT_IDS,
+    EXTRA_SPACES,
+    LOWERCASE,
+    MERGES,
+    MODEL,
+    OLDER_ROLES,
+    PRE,
+    PRE_TOKENIZERS,
+    ROLES,
+    SCORES,
+    SPACE_PREFIX,
+    STRIP_ACCENTS,
+    TEMPLATE,
+    TOKENS,
+    TURN_END_ID,
+    TYPES,
+    Pre,
+    TokenType,
+)
+from rhapsode.tokenizer.definition import Part, added_token, byte_pairs, definition, frame, word_pieces
 from rhapsode.tokenizer.encoders import byte_pair_ranks, merges_of
-from rhapsode.tokenizer.pieces import (
-    SPACE,
-    Pieces,
-    PieceType,
-    added_tokens,
-    definition_of,
-    is_byte,
-    pieces_of,
-    unused_name,
-    vocabulary_end,
-)
-from rhapsode.tokenizer.pre_tokenizers import (
-    BYTE_LEVEL,
-    PATTERNS,
-    cut_alike,
-    pre_tokenizer_settings,
-    split_settings,
-)
+from rhapsode.tokenizer.formats import sentencepiece
+from rhapsode.tokenizer.formats.beside import Beside, Opened, Token
+from rhapsode.tokenizer.formats.sentencepiece import BPE, UNIGRAM, Model, Piece
+from rhapsode.tokenizer.normalizer import SPACE
+from rhapsode.tokenizer.pre_tokenizers import BYTE_LEVEL, cut_alike
+from rhapsode.tokenizer.sentencepiece import NEVER
 from rhapsode.tokenizer.tokenizer import OTHER_RULES, PROBE, TURN_END, Tokenizer
 
-MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
-TOKENS, TYPES, SCORES, MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges"))
-CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
-SPACE_PREFIX, EXTRA_SPACES = "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces"
-LOWERCASE, STRIP_ACCENTS = "tokenizer.ggml.normalizer.lowercase", "tokenizer.ggml.normalizer.strip_accents"
-TEMPLATE = "tokenizer.chat_template"
-ADD_START, ADD_END = "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"
-TURN_END_ID = "tokenizer.ggml.eot_token_id"
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # the name of a byte among SentencePiece's pieces
 
-# Which token of a tokenizer_config.json each key gives the id of ("seperator" is how the format spells it).
-ROLES = {
-    "bos_token": "tokenizer.ggml.bos_token_id",
-    "eos_token": "tokenizer.ggml.eos_token_id",
-    "unk_token": "tokenizer.ggml.unknown_token_id",
-    "sep_token": "tokenizer.ggml.seperator_token_id",
-    "pad_token": "tokenizer.ggml.padding_token_id",
-    "mask_token": "tokenizer.ggml.mask_token_id",
-}
-
-# The ids that llama.cpp assumes where a key is missing. For "gpt2" it assumes 11 for both ends, which nobody means.
-DEFAULT_IDS = {
-    "llama": {"bos_token": 1, "eos_token": 2, "unk_token": 0},
-    "t5": {"eos_token": 1, "unk_token": 2, "pad_token": 0},
-    "bert": {"bos_token": 101, "unk_token": 100, "sep_token": 102, "pad_token": 0, "mask_token": 103},
-    "gpt2": {},
-}
-
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# How byte-level models cut text before they join pairs, as the tokenizer.json files of their publishers say it.
-CUTS: dict[str, Part] = {name: pre_tokenizer_settings(name) for name in PATTERNS} | {
-    "starcoder": {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, pre_tokenizer_settings("gpt-2")],
-    },
-    "falcon": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Punctuation", "behavior": "Contiguous"},
-            pre_tokenizer_settings("gpt-2"),
-            {"type": "Digits", "individual_digits": False},
-            split_settings("[0-9][0-9][0-9]"),
-        ],
-    },
-    "tekken": {"type": "Sequence", "pretokenizers": [split_settings(TEKKEN), BYTE_LEVEL]},
-}
-
-
-class Pre(NamedTuple):
-    """What a name in `tokenizer.ggml.pre` means.
-
-    Args:
-        cut: a name in `CUTS`.
-        whole: whether a piece that is in the vocabulary as a whole is taken so, whatever the merges say.
-        start: whether the start token goes before a text where the metadata does not say.
-    """
-
-    cut: str
-    whole: bool = False
-    start: bool = False
-
-
-PRE_TOKENIZERS = {
-    **{name: Pre("gpt-2") for name in ("gpt-2", "mpt", "olmo", "phi-2", "roberta-bpe")},
-    **{name: Pre("llama-bpe", whole=True, start=True) for name in ("llama-bpe", "llama3", "llama-v3", "falcon3")},
-    **{name: Pre("llama-bpe") for name in ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe")},
-    **{name: Pre("qwen2") for name in ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez")},
-    **{name: Pre("starcoder") for name in ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone")},
-    "falcon": Pre("falcon"),
-    "tekken": Pre("tekken", whole=True, start=True),
-}
+# Cuts that cut nothing: none, and at spaces where none is left (Gemma's files).
+NO_CUTS = (None, {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False})
 
 
 def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
@@ -125,7 +70,7 @@ def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
         DamagedError: what describes it is incomplete or contradicts itself.
     """
     model = metadata.text(MODEL)
-    readers: dict[str, Callable[[Metadata, list[str], list[int]], Part]] = {
+    readers: dict[str, Callable[[Metadata, list[str], list[int], dict[str, int]], Opened]] = {
         "gpt2": _read_byte_pairs,
         "llama": _read_pieces,
         "t5": _read_pieces,
@@ -141,17 +86,16 @@ def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
     types = _types(metadata, len(tokens))
     roles = _roles(metadata, len(tokens))
     if "unk_token" in roles:  # there is one: older files call unused ones so too
-        types = [PieceType.UNUSED if type == PieceType.UNKNOWN else type for type in types]
+        types = [TokenType.UNUSED if type == TokenType.UNKNOWN else type for type in types]
     for role, id in roles.items():
-        types[id] = PieceType.UNKNOWN if role == "unk_token" and model != "gpt2" else PieceType.CONTROL
-    content = readers[model](metadata, tokens, types)
-    names = {token["id"]: token["content"] for token in content["added_tokens"]}
-    settings: dict[str, Any] = {role: names[id] for role, id in roles.items()}
-    if model == "bert" and "bos_token" in settings:
-        settings["cls_token"] = settings["bos_token"]
-    content["post_processor"] = _frame(metadata, model, roles, names)
+        types[id] = TokenType.UNKNOWN if role == "unk_token" and model != "gpt2" else TokenType.CONTROL
+    while types and types[-1] == TokenType.UNUSED:
+        types.pop()
+    tokens = tokens[: len(types)]
+    _require_distinct(metadata, tokens)
+    opened = readers[model](metadata, tokens, types, roles)
     template = metadata.text(TEMPLATE) if TEMPLATE in metadata else None
-    return Tokenizer(as_text(content), settings=settings, chat_template=template, where=metadata.where)
+    return Tokenizer(opened.definition, settings=opened.settings, chat_template=template, where=metadata.where)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, rows: int | None = None) -> tuple[dict[str, Value], list[str]]:
@@ -173,8 +117,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int | None = None) -> tuple[d
         values = _write_byte_pairs(tokenizer, content)
     elif kind == "WordPiece":
         values = _write_word_pieces(tokenizer, content)
-    elif (pieces := pieces_of(content)) is not None and not byte_level:
-        values = _write_pieces(tokenizer, content, pieces)
+    elif (model := _model_of(tokenizer, content)) is not None and not byte_level:
+        values = _write_pieces(tokenizer, content, model)
     else:
         kind = f"{tokenizer.kind} on bytes" if byte_level else tokenizer.kind
         raise _refused(tokenizer, f"is of a kind that llama.cpp does not have ({kind})")
@@ -191,18 +135,21 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int | None = None) -> tuple[d
 
 def _types(metadata: Metadata, count: int) -> list[int]:
     if TYPES not in metadata:
-        return [PieceType.NORMAL] * count
+        return [TokenType.NORMAL] * count
     types: list[int] = metadata.numbers(TYPES).tolist()
     if len(types) != count:
         raise DamagedError(f"has {count} tokens and {len(types)} types of tokens", where=metadata.where)
-    # llama.cpp's 0 is "undefined".
-    return [int(type) or PieceType.NORMAL for type in types]
+    known = frozenset(TokenType)
+    for id, type in enumerate(types):
+        if type not in known and type != 0:  # 0 is "undefined": llama.cpp has it in no file that it writes
+            raise DamagedError(f"the token {id} is of type {type}, which does not exist", where=metadata.where)
+    return [type or TokenType.NORMAL for type in types]
 
 
 def _roles(metadata: Metadata, count: int) -> dict[str, int]:
     """The id of each special token that the metadata names."""
     found = {role: id for role, id in DEFAULT_IDS[metadata.text(MODEL)].items() if id < count}
-    for role, key in ROLES.items():
+    for role, key in OLDER_ROLES + tuple(ROLES.items()):
         if key in metadata:
             found[role] = metadata.integer(key)
             if not 0 <= found[role] < count:
@@ -210,18 +157,16 @@ def _roles(metadata: Metadata, count: int) -> dict[str, int]:
     return found
 
 
-def _frame(metadata: Metadata, model: str, roles: dict[str, int], names: dict[int, str]) -> Part | None:
-    """What goes before a text and after it."""
+def _around(metadata: Metadata) -> tuple[bool, bool]:
+    """Whether the start token goes before a text, and the end token after it."""
+    model = metadata.text(MODEL)
+    if model == "bert":
+        return True, True
     pre = PRE_TOKENIZERS.get(metadata.text(PRE, "default"), Pre(""))
-    add_start = model == "bert" or metadata.flag(ADD_START, model == "llama" or (model == "gpt2" and pre.start))
-    add_end = model == "bert" or metadata.flag(ADD_END, model == "t5")
-    front = [names[roles["bos_token"]]] if add_start and "bos_token" in roles else []
-    end = "sep_token" if model == "bert" else "eos_token"
-    back = [names[roles[end]]] if add_end and end in roles else []
-    return frame(front, back, {name: id for id, name in names.items()}, typed=model == "bert")
+    return metadata.flag(ADD_START, model == "llama" or pre.start), metadata.flag(ADD_END, model == "t5")
 
 
-def _read_byte_pairs(metadata: Metadata, tokens: list[str], types: list[int]) -> Part:
+def _read_byte_pairs(metadata: Metadata, tokens: list[str], types: list[int], roles: dict[str, int]) -> Opened:
     pre = metadata.text(PRE)
     if pre not in PRE_TOKENIZERS:
         raise InputError(
@@ -229,8 +174,10 @@ def _read_byte_pairs(metadata: Metadata, tokens: list[str], types: list[int]) ->
             where=metadata.where,
             todo=nearest(pre, PRE_TOKENIZERS),
         )
-    _require_distinct(metadata, tokens)
-    vocabulary = {token: id for id, token in enumerate(tokens[: vocabulary_end(types)])}
+    # Added tokens that come last stay out of the vocabulary, as their publishers have it: no text can spell them.
+    added = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    end = max((id + 1 for id, type in enumerate(types) if type not in added), default=0)
+    vocabulary = {token: id for id, token in enumerate(tokens[:end])}
     merges = []
     for number, merge in enumerate(metadata.texts(MERGES)):
         cut = merge.find(" ", 1)  # as llama.cpp: the first place may be a space itself
@@ -238,51 +185,77 @@ def _read_byte_pairs(metadata: Metadata, tokens: list[str], types: list[int]) ->
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise DamagedError(f"the merge {number}, {merge[:50]!r}, is not one of its tokens", where=metadata.where)
         merges.append((left, right))
-    model = byte_pairs(vocabulary, merges) | {"ignore_merges": PRE_TOKENIZERS[pre].whole}
-    return definition(
-        model,
+    front, back = (
+        [tokens[roles[role]]] if wanted and role in roles else []
+        for wanted, role in zip(_around(metadata), ("bos_token", "eos_token"), strict=True)
+    )
+    content = definition(
+        byte_pairs(vocabulary, merges) | {"ignore_merges": PRE_TOKENIZERS[pre].whole},
         pre_tokenizer=CUTS[PRE_TOKENIZERS[pre].cut],
+        post_processor=frame(front, back, {token: id for id, token in enumerate(tokens)}),
         decoder=BYTE_LEVEL,
-        added_tokens=added_tokens(tokens, types),
+        added_tokens=_added_tokens(tokens, types),
     )
+    return Opened(content, {role: tokens[id] for role, id in roles.items()}, metadata.where)
 
 
-def _read_pieces(metadata: Metadata, tokens: list[str], types: list[int]) -> Part:
+def _read_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles: dict[str, int]) -> Opened:
     joins = metadata.text(MODEL) == "llama"
-    scores = metadata.numbers(SCORES).tolist()
-    charsmap = b""
-    if CHARSMAP in metadata:
-        charsmap = metadata.numbers(CHARSMAP).astype(np.uint8).tobytes()
-    normal = [score for score, type, token in zip(scores, types, tokens, strict=False) if type == 1 and len(token) > 1]
-    if joins and len(normal) > 1 and min(normal) == max(normal):
+    scores = metadata.numbers(SCORES).tolist()[: len(tokens)]
+    if len(scores) < len(tokens):
+        raise DamagedError(f"has {len(tokens)} tokens and {len(scores)} scores", where=metadata.where)
+    pieces = []
+    for id, (token, score, type) in enumerate(zip(tokens, scores, types, strict=True)):
+        if not math.isfinite(score):
+            raise DamagedError(f"the score of token {id} is {score}", where=metadata.where)
+        # No text becomes an unused token, and so much is true of the others that are put in by number only.
+        pieces.append(Piece(token, score, TokenType.CONTROL if type == TokenType.UNUSED else type))
+    normal = [piece for piece in pieces if piece.type == TokenType.NORMAL and len(piece.text) > 1]
+    if joins and len(normal) > 1 and len({piece.score for piece in normal}) == 1:
         raise DamagedError("gives all tokens one score: nothing says in which order to join them", where=metadata.where)
-    pieces = Pieces(
-        method="bpe" if joins else "unigram",
-        texts=tokens,
-        scores=scores,
-        types=types,
-        charsmap=charsmap,
-        add_space_prefix=metadata.flag(SPACE_PREFIX, joins),
-        remove_extra_spaces=not joins and metadata.flag(EXTRA_SPACES, False),
+    model = Model(
+        pieces,
+        type=BPE if joins else UNIGRAM,
+        byte_fallback=TokenType.BYTE in types,
+        character_map=metadata.numbers(CHARSMAP, np.zeros(0)).astype(np.uint8).tobytes(),
+        add_dummy_prefix=metadata.flag(SPACE_PREFIX, joins),
+        remove_extra_whitespaces=not joins and metadata.flag(EXTRA_SPACES, False),
     )
-    return definition_of(pieces, metadata.where)
+    add_start, add_end = _around(metadata)
+    settings = {"add_bos_token": add_start, "add_eos_token": add_end}
+    named = {role: Token(tokens[id], id) for role, id in roles.items()}
+    return sentencepiece.opened(model, Beside(metadata.where, settings, "", named), metadata.where)
 
 
-def _read_word_pieces(metadata: Metadata, tokens: list[str], types: list[int]) -> Part:
-    special = (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.USER_DEFINED, PieceType.UNUSED)
+def _read_word_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles: dict[str, int]) -> Opened:
+    special = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED, TokenType.UNUSED)
     names = [token if type in special else _word_piece(token) for token, type in zip(tokens, types, strict=True)]
     _require_distinct(metadata, names)
-    unknown = next((name for name, type in zip(names, types, strict=True) if type == PieceType.UNKNOWN), None)
-    if unknown is None:
-        raise DamagedError("has no token for unknown words", where=metadata.where)
+    missing = [role for role in ("unk_token", "bos_token", "sep_token") if role not in roles]
+    if missing:
+        raise DamagedError(f"has no token for the role {missing[0]}", where=metadata.where)
+    vocabulary = {name: id for id, name in enumerate(names)}
+    settings = {role: names[id] for role, id in roles.items()}
+    settings["cls_token"] = settings["bos_token"]
     lowercase = metadata.flag(LOWERCASE, True)
-    return definition(
-        word_pieces({name: id for id, name in enumerate(names)}, unknown),
+    content = definition(
+        word_pieces(vocabulary, settings["unk_token"]),
         normalizer=_bert_normalizer(lowercase, metadata.flag(STRIP_ACCENTS, lowercase)),
         pre_tokenizer={"type": "BertPreTokenizer"},
+        post_processor=frame([settings["cls_token"]], [settings["sep_token"]], vocabulary, typed=True),
         decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
-        added_tokens=added_tokens(names, types),
+        added_tokens=_added_tokens(names, types),
     )
+    return Opened(content, settings, metadata.where)
+
+
+def _added_tokens(tokens: list[str], types: list[int]) -> list[Part]:
+    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    return [
+        added_token(token, id, special=type in special)
+        for id, (token, type) in enumerate(zip(tokens, types, strict=True))
+        if type in special or type == TokenType.USER_DEFINED
+    ]
 
 
 def _word_piece(token: str) -> str:
@@ -320,11 +293,10 @@ def _plainly_said(tokenizer: Tokenizer) -> tuple[Part, list[str]]:
         notices.append("llama.cpp does not compose characters (NFC): decomposed accents become other tokens there")
     cut = content.get("pre_tokenizer") or {}
     if cut.get("type") == "Metaspace" and not content.get("normalizer") and not cut.get("split", True):
-        prefix = [] if cut.get("prepend_scheme") == "never" else [{"type": "Prepend", "prepend": SPACE}]
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        content["normalizer"] = {"type": "Sequence", "normalizers": [*prefix, replace]} if prefix else replace
+        prefixed = cut.get("prepend_scheme") != "never"
+        content["normalizer"] = {"type": "Sequence", "normalizers": _space_steps(prefixed)}
         content["pre_tokenizer"] = None
-        if prefix:
+        if prefixed:
             notices.append("llama.cpp puts a space before texts that begin with one too: they get one more there")
     for token in content.get("added_tokens") or []:
         flags = [flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)]
@@ -340,7 +312,8 @@ def _write_byte_pairs(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
     merges = merges_of(model)
     if any(" " in part for pair in merges for part in pair):
         raise _refused(tokenizer, "joins pairs with spaces in them, which GGUF cannot spell")
-    tokens, types = _tokens_of(tokenizer, content)
+    names = {id: name for name, id in content["model"]["vocab"].items()}
+    tokens, types = _tokens_of(tokenizer, content, names)
     return {
         MODEL: "gpt2",
         PRE: _pre_tokenizer_name(tokenizer, content, merges),
@@ -370,36 +343,117 @@ def _pre_tokenizer_name(tokenizer: Tokenizer, content: Part, merges: list[tuple[
     return names[0]
 
 
-def _write_pieces(tokenizer: Tokenizer, content: Part, pieces: Pieces) -> dict[str, Value]:
-    model = content["model"]
-    joins = pieces.method == "bpe"
-    if any(model.get(field) for field in (*OTHER_RULES, "ignore_merges")):
+def _write_pieces(tokenizer: Tokenizer, content: Part, model: Model) -> dict[str, Value]:
+    joins = model.type == BPE
+    if any(content["model"].get(field) for field in (*OTHER_RULES, "ignore_merges")):
         raise _refused(tokenizer, "joins pieces by rules that llama.cpp does not have")
-    if PieceType.UNKNOWN not in pieces.types:
+    if not model.of_type(TokenType.UNKNOWN):
         raise _refused(tokenizer, "has no token for what it does not know")
-    if joins:
-        if pieces.charsmap or pieces.remove_extra_spaces:
-            raise _refused(tokenizer, "changes text before it is cut, which llama.cpp does not do for its kind")
-        if sum(map(is_byte, pieces.texts)) != 256:
-            raise _refused(tokenizer, "has no tokens for the bytes of what it does not know")
-        ours, theirs = merges_of(model), merges_of(definition_of(pieces, tokenizer.where)["model"])
-        if set(ours) != set(theirs) or list(map("".join, ours)) != list(map("".join, theirs)):
-            raise _refused(tokenizer, "joins pieces by more than the order of their unions")
-    elif model.get("byte_fallback"):
+    if not joins and model.byte_fallback:
         raise _refused(tokenizer, "writes what it does not know as bytes, which llama.cpp does not do for its kind")
+    if joins and (model.character_map or model.remove_extra_whitespaces):
+        raise _refused(tokenizer, "changes text before it is cut, which llama.cpp does not do for its kind")
+    if joins and len(model.of_type(TokenType.BYTE)) != 256:
+        raise _refused(tokenizer, "has no tokens for the bytes of what it does not know")
+    if joins and not _joined_by_union(model, merges_of(content["model"])):
+        raise _refused(tokenizer, "joins pieces by more than the order of their unions")
     values: dict[str, Value] = {
         MODEL: "llama" if joins else "t5",
         PRE: "default",
-        TOKENS: list(pieces.texts),
-        SCORES: np.array(pieces.scores, dtype=np.float32),
-        TYPES: np.array(pieces.types, dtype=np.int32),
-        SPACE_PREFIX: pieces.add_space_prefix,
+        TOKENS: [piece.text for piece in model.pieces],
+        SCORES: np.array([piece.score for piece in model.pieces], dtype=np.float32),
+        TYPES: np.array([piece.type for piece in model.pieces], dtype=np.int32),
+        SPACE_PREFIX: model.add_dummy_prefix,
     }
     if not joins:
-        values[EXTRA_SPACES] = pieces.remove_extra_spaces
-        if pieces.charsmap:
-            values[CHARSMAP] = np.frombuffer(pieces.charsmap, dtype=np.uint8)
+        values[EXTRA_SPACES] = model.remove_extra_whitespaces
+        if model.character_map:
+            values[CHARSMAP] = np.frombuffer(model.character_map, dtype=np.uint8)
     return values
+
+
+def _model_of(tokenizer: Tokenizer, content: Part) -> Model | None:
+    """The SentencePiece model that a definition amounts to, None when it is of another make.
+
+    The scores of pieces that are joined are not in a definition: they get -1, -2, ... in the order of its merges.
+    """
+    part = content["model"]
+    own = tokenizer.settings.get("rhapsode")
+    rules = own.get("sentencepiece", {}) if isinstance(own, dict) else {}
+    spaces = _spaces_of(content, rules)
+    if spaces is None or part["type"] not in ("BPE", "Unigram") or "unlisted" in rules:
+        return None
+    character_map, add_dummy_prefix, remove_extra_whitespaces = spaces
+    bytewise = bool(part.get("byte_fallback"))
+    if part["type"] == "BPE":
+        names = {id: text for text, id in part["vocab"].items()}
+        group = {piece: number for number, pieces in enumerate(rules.get("equal", [])) for piece in pieces}
+        scores: dict[str, float] = {}
+        of_group: dict[int, float] = {}
+        for left, right in merges_of(part):
+            score = -1.0 - len(scores)
+            if left + right in group:
+                score = of_group.setdefault(group[left + right], score)
+            scores.setdefault(left + right, score)
+    else:
+        names = {id: text for id, (text, _) in enumerate(part["vocab"])}
+        scores = {text: score for text, score in part["vocab"] if score > NEVER}
+    tokens, types = _tokens_of(tokenizer, content, names)
+    last = -1.0 - len(scores)  # what is never joined comes last; of what is not normal the score means nothing
+    pieces = [
+        Piece(
+            text,
+            scores.get(text, last if type == TokenType.NORMAL else 0.0),
+            TokenType.BYTE if bytewise and BYTE.fullmatch(text) else type,
+        )
+        for text, type in zip(tokens, types, strict=True)
+    ]
+    return Model(
+        pieces,
+        type=BPE if part["type"] == "BPE" else UNIGRAM,
+        byte_fallback=bytewise,
+        character_map=character_map,
+        add_dummy_prefix=add_dummy_prefix,
+        remove_extra_whitespaces=remove_extra_whitespaces,
+    )
+
+
+def _joined_by_union(model: Model, merges: list[tuple[str, str]]) -> bool:
+    """Whether the order of merges is one of the pieces that they make, whatever these are made of.
+
+    So it is where the merges of a piece follow one another, and every piece that two others make has some.
+    """
+    made = [left + right for left, right in merges]
+    ends = [piece for piece, following in pairwise([*made, ""]) if piece != following]
+    normal = {piece.text for piece in model.of_type(TokenType.NORMAL)}
+    lonely = normal - set(made)
+    splits = (text for text in lonely for cut in range(1, len(text)) if {text[:cut], text[cut:]} <= normal)
+    return len(ends) == len(set(ends)) and next(splits, None) is None
+
+
+def _space_steps(prefixed: bool) -> list[Part]:
+    """What is done to spaces, as steps of a `normalizer`. Args: prefixed: one comes before the text."""
+    prefix: list[Part] = [{"type": "Prepend", "prepend": SPACE}] if prefixed else []
+    return [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+
+
+def _spaces_of(content: Part, rules: Part) -> tuple[bytes, bool, bool] | None:
+    """Character map, space before the text, extra spaces gone: None when a definition does other things to text.
+
+    Args:
+        rules: what its settings say of these, when it was made from a SentencePiece model.
+    """
+    if content.get("pre_tokenizer") not in NO_CUTS:
+        return None
+    normalizer: Any = content.get("normalizer") or {}
+    steps = list(normalizer["normalizers"]) if normalizer.get("type") == "Sequence" else [normalizer]
+    character_map = b""
+    if steps and steps[0].get("type") == "Precompiled":
+        character_map = base64.b64decode(steps.pop(0)["precompiled_charsmap"])
+    if rules:
+        return character_map, bool(rules["add_dummy_prefix"]), bool(rules["remove_extra_whitespaces"])
+    prefixed = steps == _space_steps(True)
+    return (character_map, prefixed, False) if prefixed or steps == _space_steps(False) else None
 
 
 def _write_word_pieces(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
@@ -413,8 +467,9 @@ def _write_word_pieces(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
         or content["model"].get("continuing_subword_prefix") != "##"
     ):
         raise _refused(tokenizer, "does not cut text in BERT's way, the only one with WordPiece that llama.cpp knows")
-    tokens, types = _tokens_of(tokenizer, content)
-    plain = (PieceType.NORMAL,)
+    names = {id: name for name, id in content["model"]["vocab"].items()}
+    tokens, types = _tokens_of(tokenizer, content, names)
+    plain = (TokenType.NORMAL,)
     return {
         MODEL: "bert",
         PRE: "default",
@@ -428,21 +483,25 @@ def _write_word_pieces(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
     }
 
 
-def _tokens_of(tokenizer: Tokenizer, content: Part) -> tuple[list[str], list[int]]:
-    """Every token by id, and its type."""
+def _tokens_of(tokenizer: Tokenizer, content: Part, vocabulary: dict[int, str]) -> tuple[list[str], list[int]]:
+    """Every token by id, and its type. Args: vocabulary: the tokens of the model itself."""
     added = {token["id"]: token for token in content.get("added_tokens") or []}
-    names = {id: name for name, id in content["model"]["vocab"].items()}
-    names |= {id: token["content"] for id, token in added.items()}
+    names = vocabulary | {id: token["content"] for id, token in added.items()}
     tokens, types = [], []
     for id in range(tokenizer.vocabulary_size):
-        tokens.append(names.get(id, unused_name(id)))
+        tokens.append(names.get(id, _unused(id)))
         if id == tokenizer.unknown_id:
-            types.append(PieceType.UNKNOWN)
+            types.append(TokenType.UNKNOWN)
         elif id in added:
-            types.append(PieceType.CONTROL if added[id].get("special") else PieceType.USER_DEFINED)
+            types.append(TokenType.CONTROL if added[id].get("special") else TokenType.USER_DEFINED)
         else:
-            types.append(PieceType.NORMAL if id in names else PieceType.UNUSED)
+            types.append(TokenType.NORMAL if id in names else TokenType.UNUSED)
     return tokens, [int(type) for type in types]
+
+
+def _unused(id: int) -> str:
+    """The name that fills a gap in a vocabulary."""
+    return f"[PAD{id}]"
 
 
 def _fill_up(tokenizer: Tokenizer, values: dict[str, Value], rows: int | None) -> None:
@@ -451,8 +510,8 @@ def _fill_up(tokenizer: Tokenizer, values: dict[str, Value], rows: int | None) -
     missing = 0 if rows is None else rows - count
     if missing < 0:
         raise MismatchError(f"has {count} tokens, and the model only {rows} rows for them", where=tokenizer.where)
-    values[TOKENS] += [unused_name(id) for id in range(count, count + missing)]
-    values[TYPES] = np.concatenate([values[TYPES], np.full(missing, PieceType.UNUSED, dtype=np.int32)])
+    values[TOKENS] += [_unused(id) for id in range(count, count + missing)]
+    values[TYPES] = np.concatenate([values[TYPES], np.full(missing, TokenType.UNUSED, dtype=np.int32)])
     if SCORES in values:
         values[SCORES] = np.concatenate([values[SCORES], np.zeros(missing, dtype=np.float32)])
     if len(set(values[TOKENS])) < len(values[TOKENS]):
@@ -476,7 +535,7 @@ def _special_ids(tokenizer: Tokenizer, model: str, notices: list[str]) -> dict[s
     if tokenizer.unknown_id is not None:
         ids["unk_token"] = tokenizer.unknown_id
 
-    front, back = tokenizer.frame()
+    front, back = tokenizer.frame
     end = "sep_token" if model == "bert" else "eos_token"
     for role, around in (("bos_token", front), (end, back)):
         if len(around) == 1:

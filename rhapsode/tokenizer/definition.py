@@ -66,7 +66,7 @@ def unigram(vocabulary: Sequence[Sequence[Any]], *, unknown_id: int | None, byte
     return {"type": "Unigram", "unk_id": unknown_id, "vocab": vocabulary, "byte_fallback": byte_fallback}
 
 
-def words(vocabulary: dict[str, int], unknown: str) -> Part:
+def word_level(vocabulary: dict[str, int], unknown: str) -> Part:
     """The `model` part that looks whole words up."""
     return {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown}
 

@@ -7,7 +7,7 @@ Each encoder gives exactly the ids that the `tokenizers` library gives from the 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rhapsode.tokenizer.pre_tokenizers import byte_characters
 
 Ids = npt.NDArray[np.uint32]
+Piece = TypeVar("Piece", str, bytes)
 
 
 class CharacterEncoder:
@@ -94,15 +95,15 @@ def byte_pair_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         first, second = (bytes(byte_of[character] for character in part) for part in (left, right))
         if first + second in ranks:  # merged earlier from another pair: this one never meets
             continue
-        if _joined(first + second, ranks) != [first, second]:
+        if joined(first + second, ranks) != [first, second]:
             return None
         ranks[first + second] = len(ids)
         ids.append(vocabulary[left + right])
     return ranks, np.array(ids, dtype=np.uint32)
 
 
-def _joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The bytes of `token` joined by the ranks so far, lowest first, leftmost of equals."""
+def joined(token: Piece, ranks: dict[Piece, int]) -> list[Piece]:
+    """The bytes or characters of `token` joined by the ranks so far, lowest first, leftmost of equals."""
     parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 1:
         candidates = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]

@@ -68,6 +68,22 @@ def cut_alike(settings: Any, others: Any) -> bool:
     return bool(_what_matters(settings) == _what_matters(others))
 
 
+def pattern_that_keeps_whole(texts: Iterable[str]) -> str | None:
+    """The name in `PATTERNS` of the one that cuts none of `texts`, tokens of one vocabulary; None when each cuts some.
+
+    A vocabulary has no token across a cut of the pattern that it was made with. Of several that would do, it is the one
+    that cuts numbers shortest, for its tokens would show it if numbers were left longer: qwen2, llama-bpe, gpt-2.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    tokens = list(texts)
+    for name in ("qwen2", "llama-bpe", "gpt-2"):
+        cut = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated").pre_tokenize_str
+        if all(len(cut(token)) <= 1 for token in tokens):
+            return name
+    return None
+
+
 def _what_matters(settings: Any) -> Any:
     """`settings` without what changes no token; files older than `use_regex` mean true."""
     if isinstance(settings, dict):
