@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -49,7 +50,7 @@ from rhapsode.tokenizer.encoders import byte_pair_ranks, merges_of
 from rhapsode.tokenizer.formats import sentencepiece
 from rhapsode.tokenizer.formats.beside import Beside, Opened, Token
 from rhapsode.tokenizer.formats.sentencepiece import BPE, UNIGRAM, Model, Piece
-from rhapsode.tokenizer.normalizer import SPACE
+from rhapsode.tokenizer.normalizer import SPACE, CharacterMap
 from rhapsode.tokenizer.pre_tokenizers import BYTE_LEVEL, cut_alike
 from rhapsode.tokenizer.sentencepiece import NEVER
 from rhapsode.tokenizer.tokenizer import OTHER_RULES, PROBE, TURN_END, Tokenizer
@@ -84,9 +85,9 @@ def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
         )
     tokens = metadata.texts(TOKENS)
     types = _types(metadata, len(tokens))
-    roles = _roles(metadata, len(tokens))
-    if "unk_token" in roles:  # there is one: older files call unused ones so too
-        types = [TokenType.UNUSED if type == TokenType.UNKNOWN else type for type in types]
+    roles = _roles(metadata, types)
+    # There is one for the unknown: older files call unused ones so too.
+    types = [TokenType.UNUSED if type == TokenType.UNKNOWN else type for type in types]
     for role, id in roles.items():
         types[id] = TokenType.UNKNOWN if role == "unk_token" and model != "gpt2" else TokenType.CONTROL
     while types and types[-1] == TokenType.UNUSED:
@@ -95,7 +96,9 @@ def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
     _require_distinct(metadata, tokens)
     opened = readers[model](metadata, tokens, types, roles)
     template = metadata.text(TEMPLATE) if TEMPLATE in metadata else None
-    return Tokenizer(opened.definition, settings=opened.settings, chat_template=template, where=metadata.where)
+    text, settings = opened.definition, opened.settings
+    del opened  # for a vocabulary as large as GPT-2's it is 30 MB, and is about to be there once more
+    return Tokenizer(text, settings=settings, chat_template=template, where=metadata.where)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, rows: int | None = None) -> tuple[dict[str, Value], list[str]]:
@@ -146,14 +149,21 @@ def _types(metadata: Metadata, count: int) -> list[int]:
     return [type or TokenType.NORMAL for type in types]
 
 
-def _roles(metadata: Metadata, count: int) -> dict[str, int]:
-    """The id of each special token that the metadata names."""
-    found = {role: id for role, id in DEFAULT_IDS[metadata.text(MODEL)].items() if id < count}
-    for role, key in OLDER_ROLES + tuple(ROLES.items()):
+def _roles(metadata: Metadata, types: list[int]) -> dict[str, int]:
+    """The id of each special token: those that the metadata names, and what llama.cpp assumes of the others."""
+    found: dict[str, int] = {}
+    for role, key in (*OLDER_ROLES, *ROLES.items()):
         if key in metadata:
             found[role] = metadata.integer(key)
-            if not 0 <= found[role] < count:
-                raise DamagedError(f"{key} is {found[role]}, and there are {count} tokens", where=metadata.where)
+            if not 0 <= found[role] < len(types):
+                raise DamagedError(f"{key} is {found[role]}, and there are {len(types)} tokens", where=metadata.where)
+    if "unk_token" not in found and TokenType.UNKNOWN in types:
+        found["unk_token"] = types.index(TokenType.UNKNOWN)
+    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    for role, id in DEFAULT_IDS[metadata.text(MODEL)].items():
+        free = role not in found and id < len(types) and id not in found.values()
+        if free and (types[id] in special or TYPES not in metadata):
+            found[role] = id
     return found
 
 
@@ -213,18 +223,24 @@ def _read_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles:
     normal = [piece for piece in pieces if piece.type == TokenType.NORMAL and len(piece.text) > 1]
     if joins and len(normal) > 1 and len({piece.score for piece in normal}) == 1:
         raise DamagedError("gives all tokens one score: nothing says in which order to join them", where=metadata.where)
+    if "unk_token" not in roles:
+        raise DamagedError("has no token for what it does not know", where=metadata.where)
+    character_map = metadata.numbers(CHARSMAP, np.zeros(0)).astype(np.uint8).tobytes()
+    if character_map:
+        CharacterMap(character_map, metadata.where)
     model = Model(
         pieces,
         type=BPE if joins else UNIGRAM,
         byte_fallback=TokenType.BYTE in types,
-        character_map=metadata.numbers(CHARSMAP, np.zeros(0)).astype(np.uint8).tobytes(),
+        character_map=character_map,
         add_dummy_prefix=metadata.flag(SPACE_PREFIX, joins),
         remove_extra_whitespaces=not joins and metadata.flag(EXTRA_SPACES, False),
     )
     add_start, add_end = _around(metadata)
     settings = {"add_bos_token": add_start, "add_eos_token": add_end}
     named = {role: Token(tokens[id], id) for role, id in roles.items()}
-    return sentencepiece.opened(model, Beside(metadata.where, settings, "", named), metadata.where)
+    opened = sentencepiece.opened(model, Beside(metadata.where, settings, "", named), metadata.where)
+    return replace(opened, settings=opened.settings | settings)
 
 
 def _read_word_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles: dict[str, int]) -> Opened:

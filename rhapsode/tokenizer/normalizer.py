@@ -27,7 +27,7 @@ class CharacterMap:
         where: the file, for messages.
 
     Raises:
-        DamagedError: the sizes do not fit.
+        DamagedError: the sizes do not fit, or the replacements are no text.
     """
 
     def __init__(self, data: bytes, where: str) -> None:
@@ -39,6 +39,10 @@ class CharacterMap:
         if sys.byteorder == "big":
             self._units.byteswap()
         self._replacements = data[4 + size :]
+        try:
+            self._replacements.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._damaged() from None
 
     def longest(self, text: bytes) -> tuple[int, str, bool]:
         """The bytes that the longest rule at the start of `text` replaces (0: none does), its replacement, and whether

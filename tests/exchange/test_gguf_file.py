@@ -96,7 +96,9 @@ def test_a_file_of_nothing_but_an_architecture(shared_data: Path) -> None:
 
 def test_a_file_whose_tensor_is_not_in_it_is_refused(shared_data: Path) -> None:
     path = shared_data / "weights" / "tiny_files" / "tiny.gguf"
-    with pytest.raises(DamagedError, match=r"'test\.weight\.0' would end at byte 32,896 of 122\. Is the file cut short\?"):
+    with pytest.raises(
+        DamagedError, match=r"'test\.weight\.0' would end at byte 32,896 of 122\. Is the file cut short\?"
+    ):
         GgufFile(path)
     with pytest.raises(ValueError):
         oracle.GGUFReader(path)
