@@ -5,13 +5,14 @@ tokenizer_config.json  special_tokens_map.json  added_tokens.json  config.json
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rhapsode.base.errors import DamagedError, InputError
-from rhapsode.tokenizer.definition import Part, added_token, as_text, frame
+from rhapsode.tokenizer.definition import Part, added_token, frame
 from rhapsode.tokenizer.formats import files
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -72,7 +73,7 @@ class Opened:
         Raises:
             DamagedError: it holds half a character, as JSON can spell it.
         """
-        text = as_text(self.content)
+        text = json.dumps(self.content, ensure_ascii=False)  # indented, it would take Python seconds to write
         files.require_text(text, self.where)
         return text
 

@@ -19,7 +19,7 @@ from rhapsode.tokenizer.pre_tokenizers import (
     BYTE_LEVEL,
     PATTERNS,
     byte_characters,
-    pattern_that_keeps_whole,
+    pattern_that_fits,
     pre_tokenizer_settings,
     split_settings,
 )
@@ -190,7 +190,7 @@ def pattern_of(texts: list[str], where: str) -> str:
     Raises:
         InputError: each known one cuts some token of the vocabulary.
     """
-    name = pattern_that_keeps_whole(texts)
+    name = pattern_that_fits(texts)
     if name is None:
         raise InputError("no known pre-tokeniser fits the vocabulary", where=where, todo=_choice())
     note(f"{where}: nothing says how text is cut before it is encoded; the tokens fit {name}. {_choice()}")

@@ -153,7 +153,8 @@ def text_parts(model: Model) -> dict[str, Part | None]:
         decoders.append({"type": "ByteFallback"})
     decoders.append({"type": "Fuse"})
     if model.add_dummy_prefix or model.remove_extra_whitespaces:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        most = LONGEST_PIECE if model.remove_extra_whitespaces else 1
+        decoders.append({"type": "Strip", "content": " ", "start": most, "stop": 0})
     return {"normalizer": sequence("normalizers", normalizers), "decoder": sequence("decoders", decoders)}
 
 
