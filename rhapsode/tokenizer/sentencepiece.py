@@ -25,6 +25,7 @@ from rhapsode.tokenizer.normalizer import SPACE, CharacterMap, Normalizer
 
 NEVER = -1e10  # the score of what cannot be cut from text: control pieces, and tokens of the other language
 UNKNOWN_PENALTY = 10.0
+LOWEST_SCORE = -100_000.0  # of a text so far: below it, SentencePiece begins again from 0 to keep its sums precise
 REMEMBERED = 2**16  # words whose ids are kept
 LONGEST_REMEMBERED = 64  # characters
 
@@ -196,8 +197,14 @@ class UnigramEncoder:
         best = [score] * (len(word) + 1)
         last: list[Edge | None] = [None] * (len(word) + 1)
         rounded = array("f", [0.0])  # every sum is rounded to single precision, which breaks ties
+        may_reset = score < LOWEST_SCORE / 2 or len(word) > LONGEST_REMEMBERED
         for edge in edges:
             start, end, gain, _ = edge
+            if may_reset and best[start] < LOWEST_SCORE:
+                reset = best[start]
+                for position in range(start, len(word) + 1):
+                    rounded[0] = best[position] - reset
+                    best[position] = rounded[0]
             rounded[0] = best[start] + gain
             if last[end] is None or rounded[0] > best[end]:
                 best[end], last[end] = rounded[0], edge

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-import struct
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,10 +184,10 @@ def scored(vocabulary: dict[str, int], scores: dict[str, float], where: str) -> 
 def scores_of(model: Model, added: Sequence[Part]) -> dict[str, float]:
     """The log-probability of each piece that can be cut from text."""
     scores = {piece.text: piece.score for piece in model.of_type(NORMAL)}
-    # Pieces that users defined are preferred by this score (unigram_model.cc); added tokens are treated like them.
+    # Pieces that users defined are preferred by these scores (unigram_model.cc); added tokens are treated like them.
     given = [piece.text for piece in model.of_type(USER_DEFINED)]
     given += [token["content"] for token in added if not token["special"]]
-    return scores | dict.fromkeys(given, -0.1)
+    return scores | {text: array("f", [0.1 * (len(text.encode("utf-8")) - 1)])[0] for text in given}
 
 
 def _numbered(model: Model, beside: Beside, where: str) -> list[Piece]:
