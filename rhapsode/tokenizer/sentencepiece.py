@@ -10,7 +10,6 @@ and bpe_model.cc of google/sentencepiece (Kudo and Richardson 2018). A tokenizer
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from array import array
 from collections.abc import Iterable
@@ -273,7 +272,11 @@ def _given(content: dict[str, Any], *, special: bool) -> list[str]:
 
 
 def _pair_encoder(
-    content: dict[str, Any], rules: dict[str, Any], normalize: Normalizer, ids: dict[str, int], byte_ids: list[int] | None
+    content: dict[str, Any],
+    rules: dict[str, Any],
+    normalize: Normalizer,
+    ids: dict[str, int],
+    byte_ids: list[int] | None,
 ) -> PairEncoder:
     model = content["model"]
     group = {piece: number for number, pieces in enumerate(rules["equal"]) for piece in pieces}
@@ -297,7 +300,11 @@ def _pair_encoder(
 
 
 def _unigram_encoder(
-    content: dict[str, Any], rules: dict[str, Any], normalize: Normalizer, ids: dict[str, int], byte_ids: list[int] | None
+    content: dict[str, Any],
+    rules: dict[str, Any],
+    normalize: Normalizer,
+    ids: dict[str, int],
+    byte_ids: list[int] | None,
 ) -> UnigramEncoder:
     model = content["model"]
     unknown_id = int(model["unk_id"])

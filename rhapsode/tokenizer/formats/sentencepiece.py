@@ -116,15 +116,17 @@ def opened(model: Model, beside: Beside, where: str) -> Opened:
         if piece.type in (CONTROL, UNKNOWN, USER_DEFINED)
     ]
     beside = Beside(
-        beside.where, beside.settings, beside.family, {"unk_token": Token(unknown)} | dict(beside.roles), [*known, *beside.added]
+        beside.where,
+        beside.settings,
+        beside.family,
+        {"unk_token": Token(unknown)} | dict(beside.roles),
+        [*known, *beside.added],
     )
     names, added = surroundings.complete(beside, vocabulary, roles)
     rules = text_rules(model)
     if model.type == BPE:
         merges, rules["equal"] = _merges(model, where)
-        part = byte_pairs(
-            vocabulary, merges, unknown=unknown, fuse_unknown=True, byte_fallback=model.byte_fallback
-        )
+        part = byte_pairs(vocabulary, merges, unknown=unknown, fuse_unknown=True, byte_fallback=model.byte_fallback)
     else:
         entries = scored(vocabulary, scores_of(model, added), where)
         part = unigram(entries, unknown_id=vocabulary[unknown], byte_fallback=model.byte_fallback)
