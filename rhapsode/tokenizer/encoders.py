@@ -16,6 +16,7 @@ from rhapsode.tokenizer.pre_tokenizers import byte_characters
 
 Ids = npt.NDArray[np.uint32]
 Piece = TypeVar("Piece", str, bytes)
+NO_RANK = 2**62
 
 
 class CharacterEncoder:
@@ -105,13 +106,14 @@ def byte_pair_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
 def joined(token: Piece, ranks: dict[Piece, int]) -> list[Piece]:
     """The bytes or characters of `token` joined by the ranks so far, lowest first, leftmost of equals."""
     parts = [token[index : index + 1] for index in range(len(token))]
-    while len(parts) > 1:
-        candidates = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
-        lowest = min(candidates)
-        if lowest == len(ranks):
-            break
+    candidates = [ranks.get(left + right, NO_RANK) for left, right in pairwise(parts)]
+    while candidates and (lowest := min(candidates)) != NO_RANK:
         index = candidates.index(lowest)
         parts[index : index + 2] = [parts[index] + parts[index + 1]]
+        del candidates[index]
+        for neighbour in (index - 1, index):
+            if 0 <= neighbour < len(candidates):
+                candidates[neighbour] = ranks.get(parts[neighbour] + parts[neighbour + 1], NO_RANK)
     return parts
 
 

@@ -10,9 +10,9 @@ and bpe_model.cc of google/sentencepiece (Kudo and Richardson 2018). A tokenizer
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from array import array
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -24,11 +24,14 @@ from rhapsode.tokenizer.normalizer import SPACE, CharacterMap, Normalizer
 
 NEVER = -1e10  # the score of what cannot be cut from text: control pieces, and tokens of the other language
 UNKNOWN_PENALTY = 10.0
+LOWEST_SCORE = -100_000.0  # of a text so far: below it, SentencePiece begins again from 0 to keep its sums precise
 REMEMBERED = 2**16  # words whose ids are kept
 LONGEST_REMEMBERED = 64  # characters
 
 # A row of spaces belongs to the word after it. Where no piece goes on over a space, words can be cut alone.
 WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+
+Edge = tuple[int, int, float, int | None]  # a piece in a word: start, end, score, and its id, None for the unknown
 
 
 class PairEncoder:
@@ -57,7 +60,7 @@ class PairEncoder:
         self._unknown_id, self._byte_ids = unknown_id, byte_ids
         longest_first = sorted(kept, key=len, reverse=True)
         self._kept = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if kept else None
-        self._by_word = not any(SPACE in piece.lstrip(SPACE) for piece in ranks)
+        self._by_word = ends_at_spaces(ranks)
         self._remembered: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> Ids:
@@ -148,63 +151,88 @@ class UnigramEncoder:
         self._normalize, self._pieces = normalize, pieces
         self._unknown_id, self._byte_ids, self._surfaces = unknown_id, byte_ids, surfaces or {}
         self._unknown_score = array("f", [lowest - UNKNOWN_PENALTY])[0]
-        lengths: dict[str, set[int]] = {}
+        self._lengths: dict[str, list[int]] = {}  # of the pieces that begin with these two characters
         for piece in pieces:
-            lengths.setdefault(piece[0], set()).add(len(piece))
-        self._lengths = {first: sorted(of_first) for first, of_first in lengths.items()}
+            if len(piece) > 1:
+                self._lengths.setdefault(piece[:2], []).append(len(piece))
+        for start, lengths in self._lengths.items():
+            self._lengths[start] = sorted(set(lengths))
+        self._by_word = ends_at_spaces(pieces)
+        self._remembered: dict[str, list[Edge]] = {}
 
     def encode(self, text: str) -> Ids:
+        found: list[int] = []
+        unknown = ""  # a row of unknown characters that may go on
+        score = 0.0
         normal = self._normalize(text)
-        ids: list[int] = []
-        spans = self._spans(normal)
-        index = 0
-        while index < len(spans):
-            start, end, id = spans[index]
-            index += 1
-            if id >= 0:
-                ids.append(id)
-                continue
-            while index < len(spans) and spans[index][2] < 0:  # neighbours that are unknown are one
-                end = spans[index][1]
-                index += 1
-            row = normal[start:end]
-            if self._byte_ids is not None:
-                ids += [self._byte_ids[byte] for byte in row.encode("utf-8")]
-            else:
-                ids.append(self._surfaces.get(row, self._unknown_id))
-        return np.array(ids, dtype=np.uint32)
-
-    def _spans(self, text: str) -> list[tuple[int, int, int]]:
-        """The best way through `text`: start, end and id of each piece, -1 for an unknown character."""
-        size = len(text)
-        best = array("f", bytes(4 * (size + 1)))  # single precision: rounding here is what breaks ties
-        starts = [-1] * (size + 1)
-        ids = [-1] * (size + 1)
-        pieces, all_lengths, unknown_score = self._pieces, self._lengths, self._unknown_score
-        for start in range(size):
-            here = best[start]
-            single = False
-            for length in all_lengths.get(text[start], ()):
-                end = start + length
-                if end > size:
-                    break
-                found = pieces.get(text[start:end])
-                if found is None:
+        for word in WORD.findall(normal) if self._by_word else [normal]:
+            path, score = self._best(word, score)
+            for start, end, _, id in path:
+                if id is None:
+                    unknown += word[start:end]
                     continue
-                score = here + found[1]
-                if starts[end] < 0 or score > best[end]:
-                    best[end], starts[end], ids[end] = score, start, found[0]
-                single = single or length == 1
-            if not single:
-                score = array("f", [here + unknown_score])[0]
-                if starts[start + 1] < 0 or score > best[start + 1]:
-                    best[start + 1], starts[start + 1], ids[start + 1] = score, start, -1
-        spans = []
-        end = size
-        while end > 0:
-            spans.append((starts[end], end, ids[end]))
-            end = starts[end]
-        return spans[::-1]
+                if unknown:
+                    found += self._ids_of_unknown(unknown)
+                    unknown = ""
+                found.append(id)
+        if unknown:
+            found += self._ids_of_unknown(unknown)
+        return np.array(found, dtype=np.uint32)
+
+    def _ids_of_unknown(self, row: str) -> list[int]:
+        if self._byte_ids is not None:
+            return [self._byte_ids[byte] for byte in row.encode("utf-8")]
+        return [self._surfaces.get(row, self._unknown_id)]
+
+    def _best(self, word: str, score: float) -> tuple[list[Edge], float]:
+        """The best way through `word` after what had `score`, and the score with it."""
+        edges = self._remembered.get(word)
+        if edges is None:
+            edges = self._edges(word)
+            if len(word) <= LONGEST_REMEMBERED:
+                if len(self._remembered) >= REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[word] = edges
+        best = [score] * (len(word) + 1)
+        last: list[Edge | None] = [None] * (len(word) + 1)
+        rounded = array("f", [0.0])  # every sum is rounded to single precision, which breaks ties
+        may_reset = score < LOWEST_SCORE / 2 or len(word) > LONGEST_REMEMBERED
+        for edge in edges:
+            start, end, gain, _ = edge
+            if may_reset and best[start] < LOWEST_SCORE:
+                reset = best[start]
+                for position in range(start, len(word) + 1):
+                    rounded[0] = best[position] - reset
+                    best[position] = rounded[0]
+            rounded[0] = best[start] + gain
+            if last[end] is None or rounded[0] > best[end]:
+                best[end], last[end] = rounded[0], edge
+        path: list[Edge] = []
+        position = len(word)
+        while (edge_before := last[position]) is not None:
+            path.append(edge_before)
+            position = edge_before[0]
+        return path[::-1], best[-1]
+
+    def _edges(self, word: str) -> list[Edge]:
+        """Every piece in `word`, by its start and then by its length, and the characters that none covers alone."""
+        edges: list[Edge] = []
+        for start in range(len(word)):
+            id, score = self._pieces.get(word[start], (None, self._unknown_score))
+            edges.append((start, start + 1, score, id))
+            for length in self._lengths.get(word[start : start + 2], ()):
+                end = start + length
+                if end > len(word):
+                    break
+                found = self._pieces.get(word[start:end])
+                if found is not None:
+                    edges.append((start, end, found[1], found[0]))
+        return edges
+
+
+def ends_at_spaces(pieces: Iterable[str]) -> bool:
+    """Whether no piece goes on over a space, so that the words of a text can be cut one by one."""
+    return not any(SPACE in piece.lstrip(SPACE) for piece in pieces)
 
 
 def encoder_of(content: dict[str, Any], rules: Any, where: str) -> PairEncoder | UnigramEncoder:
@@ -244,7 +272,11 @@ def _given(content: dict[str, Any], *, special: bool) -> list[str]:
 
 
 def _pair_encoder(
-    content: dict[str, Any], rules: dict[str, Any], normalize: Normalizer, ids: dict[str, int], byte_ids: list[int] | None
+    content: dict[str, Any],
+    rules: dict[str, Any],
+    normalize: Normalizer,
+    ids: dict[str, int],
+    byte_ids: list[int] | None,
 ) -> PairEncoder:
     model = content["model"]
     group = {piece: number for number, pieces in enumerate(rules["equal"]) for piece in pieces}
@@ -268,7 +300,11 @@ def _pair_encoder(
 
 
 def _unigram_encoder(
-    content: dict[str, Any], rules: dict[str, Any], normalize: Normalizer, ids: dict[str, int], byte_ids: list[int] | None
+    content: dict[str, Any],
+    rules: dict[str, Any],
+    normalize: Normalizer,
+    ids: dict[str, int],
+    byte_ids: list[int] | None,
 ) -> UnigramEncoder:
     model = content["model"]
     unknown_id = int(model["unk_id"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -174,7 +173,9 @@ class Tokenizer:
             )
         data = files.read_bytes(file)
         template_file = file.with_name(TEMPLATE_FILE)
-        template = files.as_text(files.read_bytes(template_file), str(template_file)) if template_file.is_file() else None
+        template = (
+            files.as_text(files.read_bytes(template_file), str(template_file)) if template_file.is_file() else None
+        )
         if file.name != DEFINITION_FILE and not choose.is_definition(data):
             return cls._of(choose.read(file, data), template)
         settings = read_json(file.with_name(SETTINGS_FILE)) if file.with_name(SETTINGS_FILE).is_file() else {}

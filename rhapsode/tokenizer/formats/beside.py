@@ -5,13 +5,14 @@ tokenizer_config.json  special_tokens_map.json  added_tokens.json  config.json
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rhapsode.base.errors import DamagedError, InputError
-from rhapsode.tokenizer.definition import Part, added_token, as_text, frame
+from rhapsode.tokenizer.definition import Part, added_token, frame
 from rhapsode.tokenizer.formats import files
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -72,7 +73,7 @@ class Opened:
         Raises:
             DamagedError: it holds half a character, as JSON can spell it.
         """
-        text = as_text(self.content)
+        text = json.dumps(self.content, ensure_ascii=False)  # indented, it would take Python seconds to write
         files.require_text(text, self.where)
         return text
 
@@ -119,40 +120,39 @@ def complete(
         DamagedError: a token has two ids, or an id two tokens.
     """
     taken = {id: content for content, id in vocabulary.items()}
+    following = max(taken, default=-1) + 1
     tokens: dict[str, Part] = {}
     names: dict[str, str] = {}
 
     def add(token: Token) -> None:
-        id = vocabulary.get(token.content, token.id)
-        if id is None:  # named, but nowhere given an id: after all others, as transformers does
-            id = max(taken, default=-1) + 1
+        nonlocal following
+        id = vocabulary.get(token.content, following if token.id is None else token.id)
         files.require_id(id, token.content, beside.where)
-        if (token.id is not None and token.id != id) or taken.setdefault(id, token.content) != token.content:
-            other = taken.get(token.id) if token.id is not None else taken[id]
+        if token.id is not None and token.id != id:
+            raise DamagedError(f"the token {token.content!r} has the id {id}, not {token.id}", where=beside.where)
+        if taken.setdefault(id, token.content) != token.content:
             raise DamagedError(
-                f"the token {token.content!r} cannot have the id {token.id}: it has {id}"
-                if other is None or token.content in vocabulary
-                else f"the tokens {other!r} and {token.content!r} both have the id {id}",
-                where=beside.where,
+                f"the tokens {taken[id]!r} and {token.content!r} both have the id {id}", where=beside.where
             )
+        following = max(following, id + 1)
         vocabulary[token.content] = id
-        before = tokens.get(token.content)
-        special = token.special or (before is not None and before["special"])
-        flags = token.flags or {flag: before[flag] for flag in FLAGS if before is not None}
+        before = tokens.get(token.content, {})
+        flags = token.flags or {flag: before[flag] for flag in FLAGS if flag in before}
+        special = token.special or before.get("special", False)
         tokens[token.content] = added_token(token.content, id, special=special, **flags)
 
     for token in beside.added:
         if token.id is not None:
             add(token)
     for role in ROLES:
-        token = beside.roles[role] if role in beside.roles else None
-        if token is None and role not in beside.roles and defaults.get(role) in vocabulary:
-            token = Token(defaults[role])
-        if token is not None:
-            add(token)
-            names[role] = token.content
+        named = beside.roles.get(role)
+        if role not in beside.roles and defaults.get(role) in vocabulary:
+            named = Token(defaults[role])
+        if named is not None:
+            add(named)
+            names[role] = named.content
     for token in beside.added:
-        if token.id is None:
+        if token.id is None:  # named, but nowhere given an id: it follows all others, as in transformers
             add(token)
     return names, sorted(tokens.values(), key=lambda token: int(token["id"]))
 
@@ -210,7 +210,7 @@ def _token(entry: Any, where: str, id: int | None = None) -> Token:
     flags: dict[str, bool] = {}
     special = True
     if isinstance(entry, dict):
-        special = entry.get("special", True if id is None else False) is True
+        special = entry.get("special", id is None) is True
         flags = {flag: entry[flag] is True for flag in FLAGS if flag in entry}
         entry = entry.get("content")
     if not isinstance(entry, str) or not entry:

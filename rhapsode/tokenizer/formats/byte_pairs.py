@@ -1,17 +1,17 @@
-"""vocab.json with merges.txt: byte-level BPE, as of GPT-2, RoBERTa, BART and Qwen2, and CLIP's with its word ends.
+"""vocab.json with merges.txt: byte-level BPE, as of GPT-2, RoBERTa, BART and Qwen2.
 
 OpenAI named the same two files encoder.json and vocab.bpe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.base.progress import note
-from rhapsode.tokenizer.definition import Part, byte_pairs, definition, sequence
+from rhapsode.tokenizer.definition import Part, byte_pairs, definition
 from rhapsode.tokenizer.formats import beside as surroundings
 from rhapsode.tokenizer.formats import files
 from rhapsode.tokenizer.formats.beside import Beside, Opened
@@ -19,14 +19,14 @@ from rhapsode.tokenizer.pre_tokenizers import (
     BYTE_LEVEL,
     PATTERNS,
     byte_characters,
-    pattern_that_keeps_whole,
+    pattern_that_fits,
     pre_tokenizer_settings,
-    split_settings,
 )
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 VERSION = "#version"
-END_OF_WORD = "</w>"
+
+Merges = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Style:
     """What a family adds to its vocabulary and merges."""
 
     pre_tokenizer: str
-    """A name in `PATTERNS`, or "clip"."""
+    """A name in `PATTERNS`."""
     roles: Mapping[str, str] = field(default_factory=dict)
     composes: bool = False
     """Characters and their marks are composed first (NFC)."""
@@ -57,20 +57,11 @@ ROBERTA = Style(
     enclosed=True,
 )
 QWEN2 = Style("qwen2", {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}, composes=True)
-CLIP = Style(
-    "clip",
-    {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
-    composes=True,
-)
 STYLES = {
     **dict.fromkeys(("gpt2", "opt", "codegen", "whisper", "gptneo", "gptj"), GPT2),
     **dict.fromkeys(("roberta", "bart", "longformer", "led", "mvp"), ROBERTA),
     **dict.fromkeys(("qwen2", "qwen3", "qwen2moe", "qwen3moe"), QWEN2),
-    "clip": CLIP,
 }
-
-# CLIP's own pattern keeps only what it matches, and puts an end of word on each match.
-CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def find(folder: Path) -> Path | None:
@@ -82,10 +73,9 @@ def find(folder: Path) -> Path | None:
 def recognise(file: Path, data: bytes) -> bool:
     """Whether `data` are merges, or a JSON vocabulary that has its merges beside it."""
     if data.lstrip()[:1] == b"{":
-        return _merges_beside(file) is not None
-    head = [line.split(b" ") for line in data[:4096].split(b"\n")[:20]]
-    pairs = [len(words) == 2 and all(words) for words in head[1:-1]]
-    return VERSION.encode() in data[:100] or (len(pairs) >= 10 and all(pairs))
+        return merges_beside(file) is not None
+    head = [line.split(b" ") for line in data[:4096].split(b"\n")[1:-1]]
+    return VERSION.encode() in data[:100] or (len(head) >= 10 and all(len(words) == 2 and all(words) for words in head))
 
 
 def read(file: Path, data: bytes, beside: Beside) -> Opened:
@@ -95,80 +85,84 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
         InputError: the other file is missing, or how the text is cut is not known.
         DamagedError: one of them is not what it should be.
     """
-    if data.lstrip()[:1] == b"{":
-        file = _merges_beside(file) or file
-        data = files.read_bytes(file)
-    where = str(file)
-    lines = files.lines(files.as_text(data, where))
-    vocabulary_file = _vocabulary_beside(file)
-    if vocabulary_file is None:
-        raise InputError(
-            "the vocabulary of these merges is missing", where=where, todo=f"Put {PAIRS[0][0]} beside it."
-        )
-    vocabulary_text = files.as_text(files.read_bytes(vocabulary_file), str(vocabulary_file))
-    vocabulary = files.vocabulary_of(files.parse_json(vocabulary_text, str(vocabulary_file)), str(vocabulary_file))
-    merges = _merges(lines, vocabulary, where)
-
-    style, name = _style(beside, vocabulary, merges, where)
+    where, vocabulary, merges = read_pair(file, data)
+    if vocabulary is None:
+        raise InputError("the vocabulary of these merges is missing", where=where, todo=f"Put {PAIRS[0][0]} beside it.")
+    require_parts(merges, vocabulary, where)
+    note_missing_bytes(vocabulary, where)
+    style = STYLES.get(beside.family)
+    if style is None and all(token in vocabulary for token in ROBERTA.roles.values()):
+        style = ROBERTA
+    name = named_pattern(beside) or (style.pre_tokenizer if style else pattern_of(_texts(merges), where))
+    style = style or GPT2
     names, added = surroundings.complete(beside, vocabulary, style.roles)
-    unknown = names.get("unk_token") if style is CLIP else None
-    _note_missing_bytes(vocabulary, where)
-    model = byte_pairs(vocabulary, merges, unknown=unknown, end_of_word=END_OF_WORD if style is CLIP else None)
-    content = definition(model, added_tokens=added, **_parts(style, name, beside, names, vocabulary))
+
+    spaced = beside.flag("add_prefix_space", False)
+    if not style.enclosed:
+        around = surroundings.start_and_end(beside, names, vocabulary, start=False, end=False)
+    else:
+        around = enclosing("cls_token", "sep_token", names, vocabulary, spaced=spaced)
+    content = definition(
+        byte_pairs(vocabulary, merges),
+        normalizer={"type": "NFC"} if style.composes else None,
+        pre_tokenizer=_with_space(pre_tokenizer_settings(name)) if spaced else pre_tokenizer_settings(name),
+        post_processor=around,
+        decoder=BYTE_LEVEL,
+        added_tokens=added,
+    )
     return Opened(content, surroundings.settings_of(beside, names), where)
 
 
-def _parts(
-    style: Style, name: str, beside: Beside, names: Mapping[str, str], vocabulary: Mapping[str, int]
-) -> dict[str, Part | None]:
-    """What stands around the model in the tokenizer.json."""
-    spaced = beside.flag("add_prefix_space", False)
-    if style is CLIP:
-        spaces = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
-        word_end = {"type": "Replace", "pattern": {"String": END_OF_WORD}, "content": " "}
-        strip = {"type": "Strip", "content": " ", "start": 0, "stop": 1}
-        cut = split_settings(CLIP_PATTERN) | {"behavior": "Removed", "invert": True}
-        normalizer = sequence("normalizers", [{"type": "NFC"}, spaces, {"type": "Lowercase"}])
-        pre_tokenizer = sequence("pretokenizers", [cut, BYTE_LEVEL])
-        decoder = sequence("decoders", [BYTE_LEVEL, word_end, strip])
-        enclosed = ("bos_token", "eos_token")
-    else:
-        normalizer = {"type": "NFC"} if style.composes else None
-        pre_tokenizer = pre_tokenizer_settings(name)
-        if spaced:
-            pre_tokenizer = _with_space(pre_tokenizer)
-        decoder = BYTE_LEVEL
-        enclosed = ("cls_token", "sep_token")
-    around: Part | None = None
-    if (style.enclosed or style is CLIP) and all(role in names for role in enclosed):
-        first, last = (names[role] for role in enclosed)
-        around = {"type": "RobertaProcessing", "sep": [last, vocabulary[last]], "cls": [first, vocabulary[first]]}
-        around |= {"trim_offsets": beside.flag("trim_offsets", True), "add_prefix_space": spaced}
-    elif not style.enclosed:
-        around = surroundings.start_and_end(beside, names, vocabulary, start=False, end=False)
-    return {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": around, "decoder": decoder}
+def read_pair(file: Path, data: bytes) -> tuple[str, dict[str, int] | None, Merges]:
+    """The name of the merges, the vocabulary (None when it is missing) and the merges, from one file of the pair.
+
+    Raises:
+        DamagedError: one of them is not what it should be.
+    """
+    if data.lstrip()[:1] == b"{":
+        file = merges_beside(file) or file
+        data = files.read_bytes(file)
+    merges = _merges(files.lines(files.as_text(data, str(file))), str(file))
+    vocabulary_file = _vocabulary_beside(file)
+    if vocabulary_file is None:
+        return str(file), None, merges
+    where = str(vocabulary_file)
+    value = files.parse_json(files.as_text(files.read_bytes(vocabulary_file), where), where)
+    return str(file), files.vocabulary_of(value, where), merges
 
 
-def _with_space(settings: Part) -> Part:
-    """`settings` with a space put before a text that begins without one."""
-    if settings["type"] == "Sequence":  # the space comes before the cuts
-        return settings | {"pretokenizers": [BYTE_LEVEL | {"add_prefix_space": True}, *settings["pretokenizers"]]}
-    return settings | {"add_prefix_space": True}
+def require_parts(merges: Merges, vocabulary: Mapping[str, int], where: str) -> None:
+    """Refuse merges of what is no token, or to what is none."""
+    for left, right in merges:
+        for part in (left, right, left + right):
+            if part not in vocabulary:
+                raise DamagedError(
+                    f"merges {left[:60]!r} and {right[:60]!r}, but {part[:60]!r} is no token", where=where
+                )
 
 
-def _style(
-    beside: Beside, vocabulary: Mapping[str, int], merges: list[tuple[str, str]], where: str
-) -> tuple[Style, str]:
-    """The style of the family, and the name of the pattern: by the settings, the family, or the vocabulary itself."""
-    style = STYLES.get(beside.family)
-    if style is None and any(token.endswith(END_OF_WORD) for token in vocabulary):
-        style = CLIP
-    if style is None and all(token in vocabulary for token in ROBERTA.roles.values()):
-        style = ROBERTA
-    named = named_pattern(beside)
-    if style is not None:
-        return style, named or style.pre_tokenizer
-    return GPT2, named or pattern_of(_texts(merges), where)
+def note_missing_bytes(vocabulary: Mapping[str, int], where: str) -> None:
+    """Say so when text can hold bytes that have no token: they vanish.
+
+    Raises:
+        InputError: no byte has one.
+    """
+    missing = sum(character not in vocabulary for character in byte_characters())
+    if missing == 256:
+        raise InputError("is no byte-level vocabulary", where=where, todo="Open its tokenizer.json.")
+    if missing:
+        note(f"{where}: {missing} of the 256 bytes have no token: what needs them is left out of a text.")
+
+
+def enclosing(
+    first: str, last: str, names: Mapping[str, str], vocabulary: Mapping[str, int], *, spaced: bool
+) -> Part | None:
+    """The `post_processor` that puts the tokens of two roles around a text, and two of the last between a pair."""
+    if first not in names or last not in names:
+        return None
+    start, end = names[first], names[last]
+    tokens = {"sep": [end, vocabulary[end]], "cls": [start, vocabulary[start]]}
+    return {"type": "RobertaProcessing"} | tokens | {"trim_offsets": True, "add_prefix_space": spaced}
 
 
 def named_pattern(beside: Beside) -> str | None:
@@ -184,13 +178,13 @@ def named_pattern(beside: Beside) -> str | None:
     return None if name is None else str(name)
 
 
-def pattern_of(texts: list[str], where: str) -> str:
+def pattern_of(texts: Sequence[str], where: str) -> str:
     """The pre-tokeniser that a vocabulary was made with, as far as its tokens show; what was found is noted.
 
     Raises:
-        InputError: each known one cuts some token of the vocabulary.
+        InputError: each known one cuts tokens of the vocabulary.
     """
-    name = pattern_that_keeps_whole(texts)
+    name = pattern_that_fits(texts)
     if name is None:
         raise InputError("no known pre-tokeniser fits the vocabulary", where=where, todo=_choice())
     note(f"{where}: nothing says how text is cut before it is encoded; the tokens fit {name}. {_choice()}")
@@ -202,7 +196,14 @@ def _choice() -> str:
     return f'tokenizer_config.json can name it: {{"rhapsode": {{"pre_tokenizer": ...}}}}, one of {names}.'
 
 
-def _texts(merges: list[tuple[str, str]]) -> list[str]:
+def _with_space(settings: Part) -> Part:
+    """`settings` with a space put before a text that begins without one."""
+    if settings["type"] == "Sequence":  # the space comes before the cuts
+        return settings | {"pretokenizers": [BYTE_LEVEL | {"add_prefix_space": True}, *settings["pretokenizers"]]}
+    return settings | {"add_prefix_space": True}
+
+
+def _texts(merges: Merges) -> list[str]:
     """The texts of the tokens that merges make, without those that are parts of characters."""
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     texts = []
@@ -214,33 +215,20 @@ def _texts(merges: list[tuple[str, str]]) -> list[str]:
     return texts
 
 
-def _merges(lines: list[str], vocabulary: Mapping[str, int], where: str) -> list[tuple[str, str]]:
+def _merges(lines: list[str], where: str) -> Merges:
     """The pairs of the lines, after the line that names the version."""
-    merges: list[tuple[str, str]] = []
+    merges: Merges = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and VERSION in line):
             continue
-        words = line.split(" ")
-        if len(words) != 2 or not all(words):
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
             raise DamagedError("is not two parts with a space between them", where=f"{where}:{number}")
-        left, right = words
-        for part in (left, right, left + right):
-            if part not in vocabulary:
-                raise DamagedError(f"{part[:60]!r} is not in the vocabulary", where=f"{where}:{number}")
         merges.append((left, right))
     return merges
 
 
-def _note_missing_bytes(vocabulary: Mapping[str, int], where: str) -> None:
-    """Say so when text can hold bytes that have no token: they vanish."""
-    missing = sum(character not in vocabulary for character in byte_characters())
-    if missing == 256:
-        raise InputError("is no byte-level vocabulary", where=where, todo="Open its tokenizer.json.")
-    if missing:
-        note(f"{where}: {missing} of the 256 bytes have no token: what needs them is left out of a text.")
-
-
-def _merges_beside(vocabulary: Path) -> Path | None:
+def merges_beside(vocabulary: Path) -> Path | None:
     """The merges that belong to a vocabulary: of the usual names, or of the same name with "merges" for "vocab"."""
     names = [merges for name, merges in PAIRS if name == vocabulary.name]
     names.append(vocabulary.stem.replace("vocab", "merges") + ".txt")

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import ModuleType
 
 from rhapsode.base.errors import DamagedError
-from rhapsode.tokenizer.formats import byte_pairs, marian, sentencepiece, tiktoken, wordpiece
+from rhapsode.tokenizer.formats import byte_pairs, clip, marian, sentencepiece, tiktoken, wordpiece
 from rhapsode.tokenizer.formats.beside import Opened, read_beside
 
 # In the order in which a folder is searched. Marian's comes first: it has a vocab.json and models as others have.
-FORMS: tuple[ModuleType, ...] = (marian, byte_pairs, wordpiece, sentencepiece, tiktoken)
+FORMS: tuple[ModuleType, ...] = (marian, clip, byte_pairs, wordpiece, sentencepiece, tiktoken)
 
 # A file alone is known by its content: the forms with a clear mark come before lines of any words.
-BY_CONTENT: tuple[ModuleType, ...] = (marian, sentencepiece, tiktoken, byte_pairs, wordpiece)
+BY_CONTENT: tuple[ModuleType, ...] = (marian, sentencepiece, tiktoken, clip, byte_pairs, wordpiece)
 
 
 def find(folder: Path) -> Path | None:
@@ -44,5 +44,3 @@ def read(file: Path, data: bytes) -> Opened:
 def is_definition(data: bytes) -> bool:
     """Whether `data` are JSON that may be a tokenizer.json, and not a vocabulary alone."""
     return data.lstrip()[:1] == b"{" and re.search(rb'"model"\s*:\s*{', data) is not None
-
-

@@ -63,25 +63,23 @@ def as_text(data: bytes, where: str) -> str:
 
 def lines(text: str) -> list[str]:
     """The lines of `text`, as it is read in text mode: no other sign than a line end ends one."""
-    found = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
-    return found
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def parse_json(text: str, where: str) -> Any:
     """The JSON value of `text`.
 
     Raises:
-        DamagedError: it is not JSON, nested too deeply, or holds half a character.
+        DamagedError: it is not JSON, or nested too deeply.
     """
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise DamagedError(f"is not JSON ({error.msg})", where=f"{where}:{error.lineno}:{error.colno}") from None
     except RecursionError:
         raise DamagedError("is not JSON that can be read: it is nested too deeply", where=where) from None
     except ValueError:  # a number of more digits than Python converts
         raise DamagedError("is not JSON that can be read: a number is too long", where=where) from None
-    return value
 
 
 def vocabulary_of(value: Any, where: str) -> dict[str, int]:

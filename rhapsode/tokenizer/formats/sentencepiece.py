@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-import struct
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,15 +116,17 @@ def opened(model: Model, beside: Beside, where: str) -> Opened:
         if piece.type in (CONTROL, UNKNOWN, USER_DEFINED)
     ]
     beside = Beside(
-        beside.where, beside.settings, beside.family, {"unk_token": Token(unknown)} | dict(beside.roles), [*known, *beside.added]
+        beside.where,
+        beside.settings,
+        beside.family,
+        {"unk_token": Token(unknown)} | dict(beside.roles),
+        [*known, *beside.added],
     )
     names, added = surroundings.complete(beside, vocabulary, roles)
     rules = text_rules(model)
     if model.type == BPE:
         merges, rules["equal"] = _merges(model, where)
-        part = byte_pairs(
-            vocabulary, merges, unknown=unknown, fuse_unknown=True, byte_fallback=model.byte_fallback
-        )
+        part = byte_pairs(vocabulary, merges, unknown=unknown, fuse_unknown=True, byte_fallback=model.byte_fallback)
     else:
         entries = scored(vocabulary, scores_of(model, added), where)
         part = unigram(entries, unknown_id=vocabulary[unknown], byte_fallback=model.byte_fallback)
@@ -153,7 +155,8 @@ def text_parts(model: Model) -> dict[str, Part | None]:
         decoders.append({"type": "ByteFallback"})
     decoders.append({"type": "Fuse"})
     if model.add_dummy_prefix or model.remove_extra_whitespaces:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        most = LONGEST_PIECE if model.remove_extra_whitespaces else 1
+        decoders.append({"type": "Strip", "content": " ", "start": most, "stop": 0})
     return {"normalizer": sequence("normalizers", normalizers), "decoder": sequence("decoders", decoders)}
 
 
@@ -183,10 +186,10 @@ def scored(vocabulary: dict[str, int], scores: dict[str, float], where: str) -> 
 def scores_of(model: Model, added: Sequence[Part]) -> dict[str, float]:
     """The log-probability of each piece that can be cut from text."""
     scores = {piece.text: piece.score for piece in model.of_type(NORMAL)}
-    # Pieces that users defined are preferred by this score (unigram_model.cc); added tokens are treated like them.
+    # Pieces that users defined are preferred by these scores (unigram_model.cc); added tokens are treated like them.
     given = [piece.text for piece in model.of_type(USER_DEFINED)]
     given += [token["content"] for token in added if not token["special"]]
-    return scores | dict.fromkeys(given, -0.1)
+    return scores | {text: array("f", [0.1 * (len(text.encode("utf-8")) - 1)])[0] for text in given}
 
 
 def _numbered(model: Model, beside: Beside, where: str) -> list[Piece]:

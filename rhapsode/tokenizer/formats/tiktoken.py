@@ -60,7 +60,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
     pairs = merges_from_ranks(longer, ranks.keys(), where)
 
     style = STYLES.get(beside.family)
-    name = named_pattern(beside) or FAMILIES.get(beside.family) or (style and style.pre_tokenizer)
+    name = named_pattern(beside) or FAMILIES.get(beside.family) or (style.pre_tokenizer if style else None)
     if name is None:
         name = pattern_of(_texts(tokens), where)
     written = byte_characters()
@@ -84,8 +84,7 @@ def _ranks(data: bytes, where: str) -> dict[bytes, int]:
     """The rank of each token."""
     ranks: dict[bytes, int] = {}
     seen: set[int] = set()
-    for number, line in enumerate(data.split(b"\n"), 1):
-        line = line.rstrip(b"\r")
+    for number, line in enumerate(data.replace(b"\r\n", b"\n").split(b"\n"), 1):
         if not line:
             continue
         match = LINE.fullmatch(line)
@@ -97,7 +96,9 @@ def _ranks(data: bytes, where: str) -> dict[bytes, int]:
             raise DamagedError("is not a token in base64 and its rank", where=f"{where}:{number}")
         rank = int(match[2])
         if token in ranks or rank in seen or rank >= files.LARGEST_VOCABULARY:
-            raise DamagedError("a token or a rank stands there for a second time, or is too high", where=f"{where}:{number}")
+            raise DamagedError(
+                "a token or a rank stands there for a second time, or is too high", where=f"{where}:{number}"
+            )
         ranks[token] = rank
         seen.add(rank)
     return ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rhapsode.base.errors import DamagedError, InputError
@@ -76,12 +75,10 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
 
 
 def _vocabulary(lines: list[str], where: str) -> dict[str, int]:
-    """The line on which each token stands, from 0; of a token that stands on several, the last, as transformers does."""
+    """The line of each token, from 0; of a token that stands on several, the last, as transformers does."""
     if len(lines) > files.LARGEST_VOCABULARY:
         raise DamagedError(f"has more than {files.LARGEST_VOCABULARY:,} lines", where=where)
     vocabulary = {token: id for id, token in enumerate(lines)}
     if repeated := len(lines) - len(vocabulary):
         note(f"{where}: {repeated:,} tokens stand on more than one line; of each the last counts.")
     return vocabulary
-
-
