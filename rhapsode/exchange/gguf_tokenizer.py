@@ -7,20 +7,17 @@ when it is to be written; what it does almost alike is written and said.
 
 from __future__ import annotations
 
-import base64
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from rhapsode.base.errors import DamagedError, InputError, MismatchError, RhapsodeError, nearest
 from rhapsode.exchange.gguf_file import Metadata, Value
+from rhapsode.exchange.gguf_pieces import model_of, space_steps, tokens_of, unions_decide, unused
 from rhapsode.exchange.gguf_vocabulary import (
     ADD_END,
     ADD_START,
@@ -52,13 +49,7 @@ from rhapsode.tokenizer.formats.beside import Beside, Opened, Token
 from rhapsode.tokenizer.formats.sentencepiece import BPE, UNIGRAM, Model, Piece
 from rhapsode.tokenizer.normalizer import SPACE, CharacterMap
 from rhapsode.tokenizer.pre_tokenizers import BYTE_LEVEL, cut_alike
-from rhapsode.tokenizer.sentencepiece import NEVER
 from rhapsode.tokenizer.tokenizer import OTHER_RULES, PROBE, TURN_END, Tokenizer
-
-BYTE = re.compile("<0x[0-9A-F]{2}>")  # the name of a byte among SentencePiece's pieces
-
-# Cuts that cut nothing: none, and at spaces where none is left (Gemma's files).
-NO_CUTS = (None, {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False})
 
 
 def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
@@ -88,8 +79,10 @@ def tokenizer_from_gguf(metadata: Metadata) -> Tokenizer:
     roles = _roles(metadata, types)
     # There is one for the unknown: older files call unused ones so too.
     types = [TokenType.UNUSED if type == TokenType.UNKNOWN else type for type in types]
-    for role, id in roles.items():
-        types[id] = TokenType.UNKNOWN if role == "unk_token" and model != "gpt2" else TokenType.CONTROL
+    for id in roles.values():
+        types[id] = TokenType.CONTROL
+    if "unk_token" in roles and model != "gpt2":  # whatever else it is: many pad with it
+        types[roles["unk_token"]] = TokenType.UNKNOWN
     while types and types[-1] == TokenType.UNUSED:
         types.pop()
     tokens = tokens[: len(types)]
@@ -114,13 +107,13 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int | None = None) -> tuple[d
         MismatchError: the model has fewer rows than the tokenizer has tokens.
     """
     content, notices = _plainly_said(tokenizer)
-    kind = content["model"]["type"]
+    part = content["model"]["type"]
     byte_level = (content.get("decoder") or {}).get("type") == "ByteLevel"
-    if kind == "BPE" and byte_level:
+    if part == "BPE" and byte_level:
         values = _write_byte_pairs(tokenizer, content)
-    elif kind == "WordPiece":
+    elif part == "WordPiece":
         values = _write_word_pieces(tokenizer, content)
-    elif (model := _model_of(tokenizer, content)) is not None and not byte_level:
+    elif (model := model_of(tokenizer, content)) is not None and not byte_level:
         values = _write_pieces(tokenizer, content, model)
     else:
         kind = f"{tokenizer.kind} on bytes" if byte_level else tokenizer.kind
@@ -310,7 +303,7 @@ def _plainly_said(tokenizer: Tokenizer) -> tuple[Part, list[str]]:
     cut = content.get("pre_tokenizer") or {}
     if cut.get("type") == "Metaspace" and not content.get("normalizer") and not cut.get("split", True):
         prefixed = cut.get("prepend_scheme") != "never"
-        content["normalizer"] = {"type": "Sequence", "normalizers": _space_steps(prefixed)}
+        content["normalizer"] = {"type": "Sequence", "normalizers": space_steps(prefixed)}
         content["pre_tokenizer"] = None
         if prefixed:
             notices.append("llama.cpp puts a space before texts that begin with one too: they get one more there")
@@ -329,7 +322,7 @@ def _write_byte_pairs(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
     if any(" " in part for pair in merges for part in pair):
         raise _refused(tokenizer, "joins pairs with spaces in them, which GGUF cannot spell")
     names = {id: name for name, id in content["model"]["vocab"].items()}
-    tokens, types = _tokens_of(tokenizer, content, names)
+    tokens, types = tokens_of(tokenizer, content, names)
     return {
         MODEL: "gpt2",
         PRE: _pre_tokenizer_name(tokenizer, content, merges),
@@ -371,7 +364,7 @@ def _write_pieces(tokenizer: Tokenizer, content: Part, model: Model) -> dict[str
         raise _refused(tokenizer, "changes text before it is cut, which llama.cpp does not do for its kind")
     if joins and len(model.of_type(TokenType.BYTE)) != 256:
         raise _refused(tokenizer, "has no tokens for the bytes of what it does not know")
-    if joins and not _joined_by_union(model, merges_of(content["model"])):
+    if joins and not unions_decide(model, merges_of(content["model"])):
         raise _refused(tokenizer, "joins pieces by more than the order of their unions")
     values: dict[str, Value] = {
         MODEL: "llama" if joins else "t5",
@@ -388,90 +381,6 @@ def _write_pieces(tokenizer: Tokenizer, content: Part, model: Model) -> dict[str
     return values
 
 
-def _model_of(tokenizer: Tokenizer, content: Part) -> Model | None:
-    """The SentencePiece model that a definition amounts to, None when it is of another make.
-
-    The scores of pieces that are joined are not in a definition: they get -1, -2, ... in the order of its merges.
-    """
-    part = content["model"]
-    own = tokenizer.settings.get("rhapsode")
-    rules = own.get("sentencepiece", {}) if isinstance(own, dict) else {}
-    spaces = _spaces_of(content, rules)
-    if spaces is None or part["type"] not in ("BPE", "Unigram") or "unlisted" in rules:
-        return None
-    character_map, add_dummy_prefix, remove_extra_whitespaces = spaces
-    bytewise = bool(part.get("byte_fallback"))
-    if part["type"] == "BPE":
-        names = {id: text for text, id in part["vocab"].items()}
-        group = {piece: number for number, pieces in enumerate(rules.get("equal", [])) for piece in pieces}
-        scores: dict[str, float] = {}
-        of_group: dict[int, float] = {}
-        for left, right in merges_of(part):
-            score = -1.0 - len(scores)
-            if left + right in group:
-                score = of_group.setdefault(group[left + right], score)
-            scores.setdefault(left + right, score)
-    else:
-        names = {id: text for id, (text, _) in enumerate(part["vocab"])}
-        scores = {text: score for text, score in part["vocab"] if score > NEVER}
-    tokens, types = _tokens_of(tokenizer, content, names)
-    last = -1.0 - len(scores)  # what is never joined comes last; of what is not normal the score means nothing
-    pieces = [
-        Piece(
-            text,
-            scores.get(text, last if type == TokenType.NORMAL else 0.0),
-            TokenType.BYTE if bytewise and BYTE.fullmatch(text) else type,
-        )
-        for text, type in zip(tokens, types, strict=True)
-    ]
-    return Model(
-        pieces,
-        type=BPE if part["type"] == "BPE" else UNIGRAM,
-        byte_fallback=bytewise,
-        character_map=character_map,
-        add_dummy_prefix=add_dummy_prefix,
-        remove_extra_whitespaces=remove_extra_whitespaces,
-    )
-
-
-def _joined_by_union(model: Model, merges: list[tuple[str, str]]) -> bool:
-    """Whether the order of merges is one of the pieces that they make, whatever these are made of.
-
-    So it is where the merges of a piece follow one another, and every piece that two others make has some.
-    """
-    made = [left + right for left, right in merges]
-    ends = [piece for piece, following in pairwise([*made, ""]) if piece != following]
-    normal = {piece.text for piece in model.of_type(TokenType.NORMAL)}
-    lonely = normal - set(made)
-    splits = (text for text in lonely for cut in range(1, len(text)) if {text[:cut], text[cut:]} <= normal)
-    return len(ends) == len(set(ends)) and next(splits, None) is None
-
-
-def _space_steps(prefixed: bool) -> list[Part]:
-    """What is done to spaces, as steps of a `normalizer`. Args: prefixed: one comes before the text."""
-    prefix: list[Part] = [{"type": "Prepend", "prepend": SPACE}] if prefixed else []
-    return [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
-
-
-def _spaces_of(content: Part, rules: Part) -> tuple[bytes, bool, bool] | None:
-    """Character map, space before the text, extra spaces gone: None when a definition does other things to text.
-
-    Args:
-        rules: what its settings say of these, when it was made from a SentencePiece model.
-    """
-    if content.get("pre_tokenizer") not in NO_CUTS:
-        return None
-    normalizer: Any = content.get("normalizer") or {}
-    steps = list(normalizer["normalizers"]) if normalizer.get("type") == "Sequence" else [normalizer]
-    character_map = b""
-    if steps and steps[0].get("type") == "Precompiled":
-        character_map = base64.b64decode(steps.pop(0)["precompiled_charsmap"])
-    if rules:
-        return character_map, bool(rules["add_dummy_prefix"]), bool(rules["remove_extra_whitespaces"])
-    prefixed = steps == _space_steps(True)
-    return (character_map, prefixed, False) if prefixed or steps == _space_steps(False) else None
-
-
 def _write_word_pieces(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
     normalizer = content.get("normalizer") or {}
     lowercase = bool(normalizer.get("lowercase"))
@@ -484,7 +393,7 @@ def _write_word_pieces(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
     ):
         raise _refused(tokenizer, "does not cut text in BERT's way, the only one with WordPiece that llama.cpp knows")
     names = {id: name for name, id in content["model"]["vocab"].items()}
-    tokens, types = _tokens_of(tokenizer, content, names)
+    tokens, types = tokens_of(tokenizer, content, names)
     plain = (TokenType.NORMAL,)
     return {
         MODEL: "bert",
@@ -499,34 +408,13 @@ def _write_word_pieces(tokenizer: Tokenizer, content: Part) -> dict[str, Value]:
     }
 
 
-def _tokens_of(tokenizer: Tokenizer, content: Part, vocabulary: dict[int, str]) -> tuple[list[str], list[int]]:
-    """Every token by id, and its type. Args: vocabulary: the tokens of the model itself."""
-    added = {token["id"]: token for token in content.get("added_tokens") or []}
-    names = vocabulary | {id: token["content"] for id, token in added.items()}
-    tokens, types = [], []
-    for id in range(tokenizer.vocabulary_size):
-        tokens.append(names.get(id, _unused(id)))
-        if id == tokenizer.unknown_id:
-            types.append(TokenType.UNKNOWN)
-        elif id in added:
-            types.append(TokenType.CONTROL if added[id].get("special") else TokenType.USER_DEFINED)
-        else:
-            types.append(TokenType.NORMAL if id in names else TokenType.UNUSED)
-    return tokens, [int(type) for type in types]
-
-
-def _unused(id: int) -> str:
-    """The name that fills a gap in a vocabulary."""
-    return f"[PAD{id}]"
-
-
 def _fill_up(tokenizer: Tokenizer, values: dict[str, Value], rows: int | None) -> None:
     """Unused tokens for the rest of the embedding: llama.cpp takes its size from the number of tokens."""
     count = len(values[TOKENS])
     missing = 0 if rows is None else rows - count
     if missing < 0:
         raise MismatchError(f"has {count} tokens, and the model only {rows} rows for them", where=tokenizer.where)
-    values[TOKENS] += [_unused(id) for id in range(count, count + missing)]
+    values[TOKENS] += [unused(id) for id in range(count, count + missing)]
     values[TYPES] = np.concatenate([values[TYPES], np.full(missing, TokenType.UNUSED, dtype=np.int32)])
     if SCORES in values:
         values[SCORES] = np.concatenate([values[SCORES], np.zeros(missing, dtype=np.float32)])
@@ -573,7 +461,7 @@ def _special_ids(tokenizer: Tokenizer, model: str, notices: list[str]) -> dict[s
 def _require_same(tokenizer: Tokenizer, values: dict[str, Value]) -> None:
     """Check at the door: what was made, read back, must cut text as the tokenizer does."""
     again = tokenizer_from_gguf(Metadata(values, f"the metadata made of {tokenizer.where}"))
-    text = unicodedata.normalize("NFC", PROBE)
+    text = unicodedata.normalize("NFC", PROBE) + "a".join(" " * length for length in range(40))
     if tokenizer.encode(text) != again.encode(text):
         raise RhapsodeError("the tokenizer does not come back from GGUF as it went in", where=tokenizer.where)
 

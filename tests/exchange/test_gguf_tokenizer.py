@@ -265,20 +265,46 @@ def test_whole_pieces_are_written_where_it_makes_no_difference_or_is_said(tokeni
         tokenizer_metadata(Tokenizer(json.dumps(content)))
 
 
+def every_split(values: Values) -> list[tuple[str, str]]:
+    """The merges that transformers makes of pieces and scores: every way to split a piece, mixed for rows of spaces."""
+    scores = dict(zip(values["tokenizer.ggml.tokens"], values["tokenizer.ggml.scores"].tolist(), strict=True))
+    ways = [
+        (score, cut, len(piece) - cut, piece)
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+    ways.sort(key=lambda way: way[:3], reverse=True)
+    return [(piece[:cut], piece[cut:]) for _, cut, _, piece in ways]
+
+
+def test_merges_as_transformers_writes_them(
+    tokenizer_of: TokenizerOf, vocabulary_file: Callable[[str], GgufFile]
+) -> None:
+    for plain in (tokenizer_of("mistral-v1"), phi_3(vocabulary_file)[1]):
+        content = json.loads(plain.definition)
+        content["model"]["merges"] = every_split(tokenizer_metadata(plain)[0])
+        tokenizer = Tokenizer(json.dumps(content), settings={"bos_token": "<s>", "eos_token": "</s>"})
+        values, notices = tokenizer_metadata(tokenizer)
+        assert not notices
+        again = tokenizer_from_gguf(Metadata(values, "again"))
+        for text in (*(" " * length for length in range(60)), "a   b\n      c", "To be,  or not", "naïve 日本  🦙"):
+            assert again.encode(text) == tokenizer.encode(text) == llama_cpp.ids(values, text) == plain.encode(text)
+
+
+def test_padding_may_be_the_unknown(through: Callable[[str], tuple[Tokenizer, Values, Tokenizer]]) -> None:
+    tokenizer, values, _ = through("mistral-v1")
+    again = tokenizer_from_gguf(changed(values, padding_token_id=0))
+    assert (again.unknown_id, again.padding_id) == (0, 0)
+    assert again.encode("Hello") == tokenizer.encode("Hello")
+
+
 def test_metaspace_is_written_and_its_difference_said(tokenizer_of: TokenizerOf) -> None:
     plain = tokenizer_of("mistral-v1")
     content = json.loads(plain.definition)
     content["normalizer"] = None
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    # As transformers writes it: with every way to split a piece, and no more words on equal scores.
-    vocabulary = content["model"]["vocab"]
-    made = dict.fromkeys(left + right for left, right in content["model"]["merges"])
-    content["model"]["merges"] = [
-        (piece[:cut], piece[cut:])
-        for piece in made
-        for cut in range(len(piece) - 1, 0, -1)
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-    ]
+    content["model"]["merges"] = every_split(tokenizer_metadata(plain)[0])
     tokenizer = Tokenizer(json.dumps(content), settings={"bos_token": "<s>", "eos_token": "</s>"})
     values, notices = tokenizer_metadata(tokenizer)
     assert len(notices) == 1 and "begin with" in notices[0]
