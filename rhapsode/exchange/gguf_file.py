@@ -40,19 +40,8 @@ ROOM = 64 * 2**20  # bytes that metadata may take in memory beyond the size of i
 CHUNK = 2**18  # numbers that are quantised or dequantised at a time; a multiple of every type's block
 
 STRING, ARRAY, BOOL = 8, 9, 7
-NUMBERS = {  # the value types of fixed size
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    BOOL: "<u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+U32, U64, F32 = "<I", "<Q", "<f"  # numpy and struct write these alike
+NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: U32, 5: "<i", 6: F32, BOOL: "<B", 10: U64, 11: "<q", 12: "<d"}
 
 # What a model can be written as, and the number by which `general.file_type` calls it.
 QUANTIZATIONS = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q5_1": 9, "Q5_0": 8, "Q4_1": 3, "Q4_0": 2}
@@ -178,7 +167,7 @@ class GgufFile:
             raise DamagedError("changes while it is read", where=where)
         cursor = _Cursor(self._bytes, where)
         cursor.position = 8
-        tensor_count, key_count = cursor.number("<u8"), cursor.number("<u8")
+        tensor_count, key_count = cursor.number(U64), cursor.number(U64)
         self.metadata = Metadata(dict(cursor.entries(key_count)), where)
         self.alignment = self._alignment()
         self.tensors = cursor.tensors(tensor_count, self.alignment)
@@ -209,7 +198,7 @@ class GgufFile:
         step = CHUNK // block_length * block_size
         try:
             with np.errstate(all="ignore"):  # a damaged scale may be infinite: so are then its numbers
-                for start in range(0, max(info.size, 1), step):
+                for start in range(0, info.size, step):
                     part = quants.dequantize(stored[start : start + step].reshape(1, -1), type)
                     numbers[start // block_size * block_length :][: part.size] = part[0]
         except NotImplementedError:
@@ -234,9 +223,14 @@ class _Cursor:
         self._room = self._size + ROOM
         self.position = 0
 
-    def number(self, dtype: str) -> Any:
-        """One number of a numpy type."""
-        return self._array(dtype, 1)[0].item()
+    def number(self, format: str) -> Any:
+        """One number."""
+        try:
+            (number,) = struct.unpack_from(format, self._view, self.position)
+        except struct.error:
+            raise self._damaged("ends where a number should follow", "Is the file cut short?") from None
+        self.position += struct.calcsize(format)
+        return number
 
     def entries(self, count: int) -> Iterator[tuple[str, Value]]:
         """The keys and values of the metadata."""
@@ -244,7 +238,7 @@ class _Cursor:
         seen: set[str] = set()
         for _ in range(count):
             key = self._name("key", seen)
-            yield key, self._value(self.number("<u4"), key)
+            yield key, self._value(self.number(U32), key)
 
     def tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
         """What the file says of its tensors, checked against each other and the file's size."""
@@ -255,13 +249,13 @@ class _Cursor:
         seen: set[str] = set()
         for _ in range(count):
             name = self._name("tensor", seen)
-            dimensions = self.number("<u4")
+            dimensions = self.number(U32)
             if dimensions > MOST_DIMENSIONS:
                 raise self._damaged(f"the tensor {name!r} has {dimensions} dimensions")
-            shape = tuple(self._array("<u8", dimensions)[::-1].tolist())
-            number = self.number("<u4")
+            shape = tuple(self._array(U64, dimensions)[::-1].tolist())
+            number = self.number(U32)
             try:
-                described[name] = shape, GGMLQuantizationType(number), self.number("<u8")
+                described[name] = shape, GGMLQuantizationType(number), self.number(U64)
             except ValueError:
                 raise self._damaged(f"the tensor {name!r} is of type {number}, which is not known") from None
         start = -(-self.position // alignment) * alignment
@@ -271,6 +265,8 @@ class _Cursor:
             if (shape[-1] if shape else 1) % block_length:
                 raise self._damaged(f"the tensor {name!r} has rows of other lengths than {type.name} allows: {shape}")
             size = prod(shape) // block_length * block_size
+            if not size:
+                raise self._damaged(f"the tensor {name!r} has the shape {shape}: it holds nothing")
             if offset % alignment:
                 raise self._damaged(f"the tensor {name!r} begins at no multiple of {alignment}")
             if start + offset + size > self._size:
@@ -285,13 +281,12 @@ class _Cursor:
     def _require_apart(self, tensors: dict[str, TensorInfo]) -> None:
         end, before = 0, ""
         for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
-            if info.size and info.offset < end:
+            if info.offset < end:
                 raise self._damaged(f"the tensors {before!r} and {name!r} overlap")
-            if info.size:
-                end, before = info.offset + info.size, name
+            end, before = info.offset + info.size, name
 
     def _name(self, what: str, seen: set[str]) -> str:
-        length = self.number("<u8")
+        length = self.number(U64)
         if length > LONGEST_NAME:
             raise self._damaged(f"a {what} has a name of {length:,} bytes")
         self._spend(400)  # for what is kept beside the name
@@ -303,7 +298,7 @@ class _Cursor:
 
     def _value(self, type: int, key: str, depth: int = 0) -> Value:
         if type == STRING:
-            return self._text(self.number("<u8"))
+            return self._text(self.number(U64))
         if type == ARRAY:
             return self._values(key, depth)
         if type not in NUMBERS:
@@ -312,12 +307,12 @@ class _Cursor:
             return bool(self._flags(key, 1)[0])
         value = self.number(NUMBERS[type])
         # The shortest decimal number that gives these 32 bits: 1e-05 comes back as it was configured.
-        return float(str(np.float32(value))) if NUMBERS[type] == "<f4" else value
+        return float(str(np.float32(value))) if NUMBERS[type] == F32 else value
 
     def _values(self, key: str, depth: int) -> Value:
         if depth == DEEPEST_ARRAY:
             raise self._damaged(f"{key!r} has arrays nested deeper than {DEEPEST_ARRAY}")
-        type, count = self.number("<u4"), self.number("<u8")
+        type, count = self.number(U32), self.number(U64)
         if type == STRING:
             return self._texts(key, count)
         if type == ARRAY:
@@ -339,7 +334,7 @@ class _Cursor:
             start = self.position + 8
             if start > self._size:
                 raise self._damaged(f"ends within {key!r}", "Is the file cut short?")
-            texts.append(self._text(_LENGTH.unpack_from(self._view, self.position)[0], start))
+            texts.append(self._text(struct.unpack_from(U64, self._view, self.position)[0], start))
         return texts
 
     def _text(self, length: int, start: int | None = None) -> str:
@@ -356,7 +351,7 @@ class _Cursor:
         return text
 
     def _flags(self, key: str, count: int) -> npt.NDArray[np.bool_]:
-        bytes = self._array("<u1", count)
+        bytes = self._array("<B", count)
         self._spend(count)
         if count and bytes.max() > 1:
             raise self._damaged(f"{key!r} must be true or false, and is {bytes.max()}")
@@ -384,9 +379,6 @@ class _Cursor:
 
     def _damaged(self, what: str, todo: str | None = None) -> DamagedError:
         return DamagedError(what, where=self._where, todo=todo)
-
-
-_LENGTH = struct.Struct("<Q")
 
 
 def _version(head: bytes, where: str) -> int:
@@ -572,7 +564,7 @@ def _typed(key: str, value: Value) -> tuple[Any, GGUFValueType, GGUFValueType | 
     if isinstance(value, np.generic):
         return value.item(), by_name[value.dtype], None
     if isinstance(value, int):
-        fitting = [dtype for dtype in ("<u4", "<i4", "<u8", "<i8") if _fits(value, dtype)]
+        fitting = [dtype for dtype in (U32, "<i", U64, "<q") if _fits(value, dtype)]
         if fitting:
             return value, by_name[np.dtype(fitting[0])], None
     if isinstance(value, float):

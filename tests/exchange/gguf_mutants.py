@@ -122,6 +122,13 @@ def set_number(data: bytearray, head: list[Field], rng: random.Random) -> None:
     data[field.start : field.start + field.size] = (new % 2 ** (8 * field.size)).to_bytes(field.size, "little")
 
 
+def set_id(data: bytearray, head: list[Field], rng: random.Random) -> None:
+    """Some numbers, the ids of special tokens among them, become small ones, or each other."""
+    found = [field for field in head if field.what == "number" and field.size == 4]
+    for field in rng.sample(found, min(len(found), rng.choice([1, 3, 6]))):
+        data[field.start : field.start + 4] = struct.pack("<I", rng.choice([0, 1, 2, 3, rng.randrange(1000)]))
+
+
 def overlap(data: bytearray, head: list[Field], rng: random.Random) -> None:
     """One tensor's offset, or one name, becomes another's."""
     wanted = rng.choice(["offset", "name"])
@@ -180,7 +187,22 @@ def shuffle(data: bytearray, head: list[Field], rng: random.Random) -> None:
 
 
 MUTATIONS: list[Callable[[bytearray, list[Field], random.Random], None]] = [
-    *(flip, cut, lengthen, set_number, set_number, set_number, overlap, nest, numbers, numbers, texts, texts, shuffle)
+    *(
+        flip,
+        cut,
+        lengthen,
+        set_number,
+        set_number,
+        set_number,
+        set_id,
+        overlap,
+        nest,
+        numbers,
+        numbers,
+        texts,
+        texts,
+        shuffle,
+    )
 ]
 
 

@@ -4,7 +4,6 @@ import gzip
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "version 1": (b"GGUF" + struct.pack("<III", 1, 0, 0), "is version 1 of GGUF"),
     "version 4": (gguf(version=4), "is version 4 of GGUF"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-    "no counts": (b"GGUF" + struct.pack("<I", 3), "ends where 8 bytes more should follow"),
+    "no counts": (b"GGUF" + struct.pack("<I", 3), "ends where a number should follow"),
     "many keys": (gguf(keys=MANY), "1,099,511,627,776 keys, more than fit"),
     "many tensors": (gguf(tensors=MANY), "1,099,511,627,776 tensors, more than fit"),
     "one key too many": (gguf([entry("a", Typed(UINT8, 1))], keys=2), "2 keys, more than fit"),
@@ -229,6 +228,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "one quantised number": (gguf([], [tensor_info("x", (), 8, 0)], bytes(64)), "rows of other lengths than Q8_0"),
     "an enormous shape": (gguf([], [tensor_info("x", (2**62, 2**62), 0, 0)], bytes(32)), "'x' would end at byte"),
     "a negative shape": (gguf([], [tensor_info("x", (2**64 - 4,), 0, 0)], bytes(32)), "'x' would end at byte"),
+    "a shape of nothing": (
+        gguf([], [tensor_info("x", (3, 0), 8, 0)], bytes(32)),
+        "has the shape (3, 0): it holds nothing",
+    ),
+    "nothing many times": (gguf([], [tensor_info("x", (2**63, 0), 0, 0)], bytes(32)), ": it holds nothing"),
     "an offset between": (gguf([], [tensor_info("x", (1,), 0, 4)], bytes(64)), "'x' begins at no multiple of 32"),
     "an offset beyond": (gguf([], [tensor_info("x", (1,), 0, 2**63)], bytes(64)), "'x' would end at byte"),
     "the same place": (
@@ -267,17 +271,17 @@ from rhapsode.exchange.gguf_file import GgufFile
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-before, start = peak(), time.perf_counter()
+before, start = peak(), time.process_time()
 try:
     file = GgufFile(sys.argv[1])
 except InputError as error:
     print("refused:", error, file=sys.stderr)
-print(peak() - before, time.perf_counter() - start)
+print(peak() - before, time.process_time() - start)
 """
 
 
 def measured(path: Path) -> tuple[int, float]:
-    """Bytes of memory and seconds that opening a file takes, in a process of its own."""
+    """Bytes of memory and seconds of the processor that opening a file takes, in a process of its own."""
     command = [sys.executable, "-c", MEASURE, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     memory, seconds = done.stdout.split()
@@ -295,10 +299,8 @@ def test_a_vocabulary_of_a_quarter_of_a_million_reads_fast(tmp_path: Path) -> No
     path.write_bytes(gguf([strings(250_000, words), raw.string("b") + strings(250_000, pairs)[9:]]))
     memory, seconds = measured(path)
     assert memory < 2 * path.stat().st_size + 100e6
-    assert seconds < 2  # some 0.2 on a free core
-    start = time.perf_counter()
+    assert seconds < 2  # of half a million strings; some 0.4
     assert GgufFile(path).metadata.texts("a")[249_999] == "word249999"
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -311,14 +313,14 @@ def test_a_vocabulary_of_a_quarter_of_a_million_reads_fast(tmp_path: Path) -> No
             "empty arrays",
             raw.string("a") + struct.pack("<IIQ", ARRAY, ARRAY, 3_000_000) + struct.pack("<IQ", 0, 0) * 3_000_000,
         ),
-        ("tensors of nothing", b""),
+        ("tensors of one byte", b""),
     ],
 )
 def test_memory_is_bounded_by_the_file(tmp_path: Path, name: str, data: bytes) -> None:
     path = tmp_path / "hostile.gguf"
-    if name == "tensors of nothing":
-        infos = [tensor_info(f"{n:x}", (0,), 0, 0) for n in range(1_000_000)]
-        path.write_bytes(gguf([], infos))
+    if name == "tensors of one byte":
+        infos = [tensor_info(f"{n:x}", (1,), 24, n) for n in range(1_000_000)]
+        path.write_bytes(gguf([entry("general.alignment", Typed(UINT32, 1))], infos, bytes(1_000_000), alignment=1))
     else:
         path.write_bytes(gguf([data]))
     memory, seconds = measured(path)
