@@ -21,13 +21,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from rhapsode.base.errors import DamagedError, InputError
-from rhapsode.base.files import read_json, write_atomically, write_json
+from rhapsode.base.files import parse_json, read_json, write_atomically, write_json
 from rhapsode.base.machine import threads
 from rhapsode.tokenizer import sentencepiece
 from rhapsode.tokenizer.encoders import ByteEncoder, BytePairEncoder, CharacterEncoder, Ids, byte_pair_ranks, merges_of
 from rhapsode.tokenizer.formats import choose, files
 from rhapsode.tokenizer.formats.beside import Opened
 from rhapsode.tokenizer.formats.files import LARGEST_VOCABULARY
+from rhapsode.tokenizer.normalizer import require_sound_maps
 from rhapsode.tokenizer.pre_tokenizers import (
     PATTERNS,
     WORD_PATTERN,
@@ -116,6 +117,7 @@ class Tokenizer:
         self.chat_template = named if chat_template is None and isinstance(named, str) else chat_template
         self.digest = hashlib.sha256(definition.encode("utf-8")).hexdigest()
         self.content = _parsed(definition, where)
+        require_sound_maps(self.content.get("normalizer"), where)
         self._library = _library(definition, where)
         own = self.settings.get("rhapsode")
         rules = own.get("sentencepiece") if isinstance(own, dict) else None
@@ -439,7 +441,7 @@ class StreamDecoder:
 
 def _parsed(definition: str, where: str) -> dict[str, Any]:
     """The JSON of a tokenizer.json, as far as this file reads it."""
-    content: Any = files.parse_json(definition, where)
+    content: Any = parse_json(definition, where)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise DamagedError("has no `model`", where=where, todo="Is it a tokenizer.json?")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.files import parse_json
 from rhapsode.base.progress import note
 from rhapsode.tokenizer.definition import Part, byte_pairs, definition
 from rhapsode.tokenizer.formats import beside as surroundings
@@ -127,7 +128,7 @@ def read_pair(file: Path, data: bytes) -> tuple[str, dict[str, int] | None, Merg
     if vocabulary_file is None:
         return str(file), None, merges
     where = str(vocabulary_file)
-    value = files.parse_json(files.as_text(files.read_bytes(vocabulary_file), where), where)
+    value = parse_json(files.as_text(files.read_bytes(vocabulary_file), where), where)
     return str(file), files.vocabulary_of(value, where), merges
 
 
@@ -137,7 +138,7 @@ def require_parts(merges: Merges, vocabulary: Mapping[str, int], where: str) -> 
         for part in (left, right, left + right):
             if part not in vocabulary:
                 raise DamagedError(
-                    f"merges {left[:60]!r} and {right[:60]!r}, but {part[:60]!r} is no token", where=where
+                    f"merges {files.shown(left)} and {files.shown(right)}, but {files.shown(part)} is no token", where=where
                 )
 
 

@@ -105,6 +105,7 @@ def opened(model: Model, beside: Beside, where: str) -> Opened:
         InputError: a tokenizer.json cannot hold the model.
         DamagedError: a special token of the settings does not go with it.
     """
+    model.add_dummy_prefix = beside.flag("add_prefix_space", model.add_dummy_prefix)
     pieces = _numbered(model, beside, where)
     vocabulary = {piece.text: id for id, piece in enumerate(pieces)}
     roles = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
@@ -221,7 +222,7 @@ def _merges(model: Model, where: str) -> tuple[list[tuple[str, str]], list[list[
         if len(piece.text) > 1:
             of_score.setdefault(piece.score, []).append(piece.text)
             if not known.issuperset(piece.text):
-                raise InputError(f"the piece {piece.text!r} has a character that is no piece", where=where)
+                raise InputError(f"the piece {files.shown(piece.text)} has a character that is no piece", where=where)
     groups = [of_score[score] for score in sorted(of_score, reverse=True)]
     return merges_from_ranks(groups, known, where), [group for group in groups if len(group) > 1]
 
@@ -261,9 +262,9 @@ def _piece(data: memoryview, where: str) -> Piece:
     if not text or len(text) > LONGEST_PIECE:
         raise DamagedError(f"a piece has {len(text):,} characters", where=where)
     if not math.isfinite(score) or score <= NEVER:
-        raise DamagedError(f"the piece {text!r} has the score {score}", where=where)
+        raise DamagedError(f"the piece {files.shown(text)} has the score {score}", where=where)
     if not NORMAL <= type <= BYTE:
-        raise DamagedError(f"the piece {text!r} is of the unknown type {type}", where=where)
+        raise DamagedError(f"the piece {files.shown(text)} is of the unknown type {type}", where=where)
     return Piece(text, score, type)
 
 
@@ -311,7 +312,7 @@ def _require_sound(model: Model, where: str) -> None:
     seen: set[str] = set()
     for piece in model.pieces:
         if piece.text in seen:
-            raise DamagedError(f"the piece {piece.text!r} stands in it twice", where=where)
+            raise DamagedError(f"the piece {files.shown(piece.text)} stands in it twice", where=where)
         seen.add(piece.text)
     if len(model.of_type(UNKNOWN)) != 1:
         raise DamagedError(f"has {len(model.of_type(UNKNOWN))} pieces for the unknown, not one", where=where)
