@@ -47,7 +47,7 @@ class CharacterMap:
             raise self._damaged() from None
 
     @classmethod
-    def unpacked(cls, packed: str, where: str) -> CharacterMap:
+    def unpacked(cls, packed: Any, where: str) -> CharacterMap:
         """The map from its base64 in a tokenizer.json."""
         try:
             data = base64.b64decode(packed, validate=True)
@@ -106,8 +106,8 @@ def require_sound_maps(part: Any, where: str) -> None:
     while rest:
         found = rest.pop()
         if isinstance(found, dict):
-            if "precompiled_charsmap" in found:
-                CharacterMap.unpacked(found["precompiled_charsmap"], where)
+            if found.get("type") == "Precompiled" or "precompiled_charsmap" in found:
+                CharacterMap.unpacked(found.get("precompiled_charsmap"), where)
             rest += found.values()
         elif isinstance(found, list):
             rest += found

@@ -12,8 +12,9 @@ import codecs
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -258,7 +259,8 @@ class Tokenizer:
         """
         numbers = [int(id) for id in ids]
         self._require(numbers)
-        text: str = self._library.decode(numbers, skip_special_tokens=skip_special)
+        with _at_work(self.where):
+            text: str = self._library.decode(numbers, skip_special_tokens=skip_special)
         return text
 
     def token_to_id(self, token: str) -> int | None:
@@ -292,10 +294,8 @@ class Tokenizer:
     def _by_library(self, parts: Sequence[str]) -> list[Ids]:
         arrays: list[Ids] = []
         for start in range(0, len(parts), LIBRARY_GROUP):
-            try:
+            with _at_work(self.where):  # it fails when a piece is unknown and there is no token for that
                 group = self._library.encode_batch_fast(parts[start : start + LIBRARY_GROUP], add_special_tokens=False)
-            except BaseException as error:  # as when a piece is unknown and there is no token for that
-                raise InputError(f"cannot encode the text ({_reason(error)})", where=self.where) from None
             arrays += [np.array(encoding.ids, dtype=np.uint32) for encoding in group]
         return arrays
 
@@ -344,8 +344,9 @@ class Tokenizer:
             front, back = ([id] if flag is True and id is not None else [] for flag, id in zip(said, ids, strict=True))
             return front, back
         for probe in PROBE.split():
-            plain = self._library.encode(probe, add_special_tokens=False)
-            framed = self._library.encode(probe, add_special_tokens=True)
+            with _at_work(self.where):
+                plain = self._library.encode(probe, add_special_tokens=False)
+                framed = self._library.encode(probe, add_special_tokens=True)
             if plain.ids:
                 mask = framed.special_tokens_mask
                 first = mask.index(0) if 0 in mask else 0
@@ -462,22 +463,24 @@ def library_from(definition: str) -> Any:
 
 def _library(definition: str, where: str) -> Any:
     """The `tokenizers` object of a definition, with text kept from becoming special tokens."""
-    try:
+    with _at_work(where, "is not a tokenizer", DamagedError):
         library = library_from(definition)
-    except BaseException as error:
-        raise DamagedError(f"is not a tokenizer ({_reason(error)})", where=where) from None
     library.encode_special_tokens = True
     library.no_truncation()
     library.no_padding()
     return library
 
 
-def _reason(error: BaseException) -> str:
-    """Why the library failed. Where it panics, what it raises is no `Exception`."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):
-        raise error
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+@contextmanager
+def _at_work(where: str, what: str = "the tokenizer fails", kind: type[InputError] = InputError) -> Iterator[None]:
+    """What the library raises as one of our errors. Where it panics, what it raises is no `Exception`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())
+        raise kind(f"{what} ({reason if len(reason) <= 200 else reason[:197] + '...'})", where=where) from None
 
 
 def _kind(content: dict[str, Any]) -> str:

@@ -124,10 +124,13 @@ def complete(
         id = vocabulary.get(token.content, following if token.id is None else token.id)
         files.require_id(id, token.content, beside.where)
         if token.id is not None and token.id != id:
-            raise DamagedError(f"the token {files.shown(token.content)} has the id {id}, not {token.id}", where=beside.where)
+            raise DamagedError(
+                f"the token {files.shown(token.content)} has the id {id}, not {token.id}", where=beside.where
+            )
         if taken.setdefault(id, token.content) != token.content:
             raise DamagedError(
-                f"the tokens {files.shown(taken[id])} and {files.shown(token.content)} both have the id {id}", where=beside.where
+                f"the tokens {files.shown(taken[id])} and {files.shown(token.content)} both have the id {id}",
+                where=beside.where,
             )
         following = max(following, id + 1)
         vocabulary[token.content] = id

@@ -138,7 +138,8 @@ def require_parts(merges: Merges, vocabulary: Mapping[str, int], where: str) -> 
         for part in (left, right, left + right):
             if part not in vocabulary:
                 raise DamagedError(
-                    f"merges {files.shown(left)} and {files.shown(right)}, but {files.shown(part)} is no token", where=where
+                    f"merges {files.shown(left)} and {files.shown(right)}, but {files.shown(part)} is no token",
+                    where=where,
                 )
 
 
@@ -174,8 +175,8 @@ def named_pattern(beside: Beside) -> str | None:
     """
     own = beside.settings.get("rhapsode")
     name = own.get("pre_tokenizer") if isinstance(own, dict) else None
-    if name is not None and name not in PATTERNS:
-        raise InputError(f"there is no pre-tokeniser {name!r}", where=beside.where, todo=_choice())
+    if name is not None and name not in list(PATTERNS):
+        raise InputError(f"there is no pre-tokeniser {files.shown(name)}", where=beside.where, todo=_choice())
     return None if name is None else str(name)
 
 
