@@ -72,11 +72,13 @@ def find(folder: Path) -> Path | None:
 
 
 def recognise(file: Path, data: bytes) -> bool:
-    """Whether `data` are merges, or a JSON vocabulary that has its merges beside it."""
+    """Whether `data` are merges, or a JSON vocabulary that has its merges beside it, or `file` has the usual name."""
     if data.lstrip()[:1] == b"{":
         return merges_beside(file) is not None
     head = [line.split(b" ") for line in data[:4096].split(b"\n")[1:-1]]
-    return VERSION.encode() in data[:100] or (len(head) >= 10 and all(len(words) == 2 and all(words) for words in head))
+    if file.name in [merges for _, merges in PAIRS] or VERSION.encode() in data[:100]:
+        return True
+    return len(head) >= 10 and all(len(words) == 2 and all(words) for words in head)
 
 
 def read(file: Path, data: bytes, beside: Beside) -> Opened:

@@ -69,11 +69,8 @@ class Model:
 
 
 def find(folder: Path) -> Path | None:
-    """The model in `folder`; a `tokenizer.model` may also hold ranks of tiktoken, which its content tells."""
-    for name in FILES:
-        if (folder / name).is_file() and recognise(folder / name, files.read_bytes(folder / name)):
-            return folder / name
-    return None
+    """The model in `folder`. (A `tokenizer.model` may turn out to hold ranks of tiktoken, as Llama 3's does.)"""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
 def recognise(file: Path, data: bytes) -> bool:
