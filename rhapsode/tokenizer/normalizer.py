@@ -6,10 +6,12 @@ here it is applied as SentencePiece does it (normalizer.cc of google/sentencepie
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rhapsode.base.errors import DamagedError
 
@@ -27,7 +29,7 @@ class CharacterMap:
         where: the file, for messages.
 
     Raises:
-        DamagedError: the sizes do not fit, or the replacements are no text.
+        DamagedError: the sizes do not fit.
     """
 
     def __init__(self, data: bytes, where: str) -> None:
@@ -43,6 +45,17 @@ class CharacterMap:
             self._replacements.decode("utf-8")
         except UnicodeDecodeError:
             raise self._damaged() from None
+
+    @classmethod
+    def unpacked(cls, packed: Any, where: str) -> CharacterMap:
+        """The map from its base64 in a tokenizer.json."""
+        try:
+            data = base64.b64decode(packed, validate=True)
+            if base64.b64encode(data).decode("ascii") == packed:
+                return cls(data, where)
+        except (ValueError, TypeError):
+            pass
+        raise DamagedError("the character map of its normaliser is damaged", where=where)
 
     def longest(self, text: bytes) -> tuple[int, str, bool]:
         """The bytes that the longest rule at the start of `text` replaces (0: none does), its replacement, and whether
@@ -81,6 +94,23 @@ class CharacterMap:
 def _offset(unit: int) -> int:
     """How a unit of the trie says where its children are."""
     return unit >> 10 << ((unit & 0x200) >> 6)
+
+
+def require_sound_maps(part: Any, where: str) -> None:
+    """Refuse the `normalizer` part of a tokenizer.json with a damaged character map: the library would panic.
+
+    Raises:
+        DamagedError: there is one.
+    """
+    rest = [part]
+    while rest:
+        found = rest.pop()
+        if isinstance(found, dict):
+            if found.get("type") == "Precompiled" or "precompiled_charsmap" in found:
+                CharacterMap.unpacked(found.get("precompiled_charsmap"), where)
+            rest += found.values()
+        elif isinstance(found, list):
+            rest += found
 
 
 class Normalizer:

@@ -9,7 +9,6 @@ and bpe_model.cc of google/sentencepiece (Kudo and Richardson 2018). A tokenizer
 
 from __future__ import annotations
 
-import base64
 import re
 from array import array
 from collections.abc import Iterable
@@ -260,7 +259,7 @@ def _normalizer(content: dict[str, Any], rules: dict[str, Any], where: str) -> N
         raise ValueError
     parts = content["normalizer"].get("normalizers", [content["normalizer"]])
     packed = parts[0].get("precompiled_charsmap")
-    character_map = CharacterMap(base64.b64decode(packed, validate=True), where) if packed else None
+    character_map = CharacterMap.unpacked(packed, where) if packed else None
     return Normalizer(
         character_map, add_dummy_prefix=flags[0], remove_extra_whitespaces=flags[1], kept=_given(content, special=False)
     )

@@ -12,8 +12,9 @@ import codecs
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +22,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from rhapsode.base.errors import DamagedError, InputError
-from rhapsode.base.files import read_json, write_atomically, write_json
+from rhapsode.base.files import parse_json, read_json, write_atomically, write_json
 from rhapsode.base.machine import threads
 from rhapsode.tokenizer import sentencepiece
 from rhapsode.tokenizer.encoders import ByteEncoder, BytePairEncoder, CharacterEncoder, Ids, byte_pair_ranks, merges_of
 from rhapsode.tokenizer.formats import choose, files
 from rhapsode.tokenizer.formats.beside import Opened
 from rhapsode.tokenizer.formats.files import LARGEST_VOCABULARY
+from rhapsode.tokenizer.normalizer import require_sound_maps
 from rhapsode.tokenizer.pre_tokenizers import (
     PATTERNS,
     WORD_PATTERN,
@@ -116,6 +118,7 @@ class Tokenizer:
         self.chat_template = named if chat_template is None and isinstance(named, str) else chat_template
         self.digest = hashlib.sha256(definition.encode("utf-8")).hexdigest()
         self.content = _parsed(definition, where)
+        require_sound_maps(self.content.get("normalizer"), where)
         self._library = _library(definition, where)
         own = self.settings.get("rhapsode")
         rules = own.get("sentencepiece") if isinstance(own, dict) else None
@@ -256,7 +259,8 @@ class Tokenizer:
         """
         numbers = [int(id) for id in ids]
         self._require(numbers)
-        text: str = self._library.decode(numbers, skip_special_tokens=skip_special)
+        with _at_work(self.where):
+            text: str = self._library.decode(numbers, skip_special_tokens=skip_special)
         return text
 
     def token_to_id(self, token: str) -> int | None:
@@ -290,10 +294,8 @@ class Tokenizer:
     def _by_library(self, parts: Sequence[str]) -> list[Ids]:
         arrays: list[Ids] = []
         for start in range(0, len(parts), LIBRARY_GROUP):
-            try:
+            with _at_work(self.where):  # it fails when a piece is unknown and there is no token for that
                 group = self._library.encode_batch_fast(parts[start : start + LIBRARY_GROUP], add_special_tokens=False)
-            except BaseException as error:  # as when a piece is unknown and there is no token for that
-                raise InputError(f"cannot encode the text ({_reason(error)})", where=self.where) from None
             arrays += [np.array(encoding.ids, dtype=np.uint32) for encoding in group]
         return arrays
 
@@ -342,8 +344,9 @@ class Tokenizer:
             front, back = ([id] if flag is True and id is not None else [] for flag, id in zip(said, ids, strict=True))
             return front, back
         for probe in PROBE.split():
-            plain = self._library.encode(probe, add_special_tokens=False)
-            framed = self._library.encode(probe, add_special_tokens=True)
+            with _at_work(self.where):
+                plain = self._library.encode(probe, add_special_tokens=False)
+                framed = self._library.encode(probe, add_special_tokens=True)
             if plain.ids:
                 mask = framed.special_tokens_mask
                 first = mask.index(0) if 0 in mask else 0
@@ -439,7 +442,7 @@ class StreamDecoder:
 
 def _parsed(definition: str, where: str) -> dict[str, Any]:
     """The JSON of a tokenizer.json, as far as this file reads it."""
-    content: Any = files.parse_json(definition, where)
+    content: Any = parse_json(definition, where)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise DamagedError("has no `model`", where=where, todo="Is it a tokenizer.json?")
@@ -460,22 +463,24 @@ def library_from(definition: str) -> Any:
 
 def _library(definition: str, where: str) -> Any:
     """The `tokenizers` object of a definition, with text kept from becoming special tokens."""
-    try:
+    with _at_work(where, "is not a tokenizer", DamagedError):
         library = library_from(definition)
-    except BaseException as error:
-        raise DamagedError(f"is not a tokenizer ({_reason(error)})", where=where) from None
     library.encode_special_tokens = True
     library.no_truncation()
     library.no_padding()
     return library
 
 
-def _reason(error: BaseException) -> str:
-    """Why the library failed. Where it panics, what it raises is no `Exception`."""
-    if isinstance(error, KeyboardInterrupt | SystemExit):
-        raise error
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+@contextmanager
+def _at_work(where: str, what: str = "the tokenizer fails", kind: type[InputError] = InputError) -> Iterator[None]:
+    """What the library raises as one of our errors. Where it panics, what it raises is no `Exception`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())
+        raise kind(f"{what} ({reason if len(reason) <= 200 else reason[:197] + '...'})", where=where) from None
 
 
 def _kind(content: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.files import parse_json
 from rhapsode.tokenizer.definition import Part, added_token, frame
 from rhapsode.tokenizer.formats import files
 
@@ -68,14 +69,8 @@ class Opened:
 
     @property
     def definition(self) -> str:
-        """The text of the tokenizer.json.
-
-        Raises:
-            DamagedError: it holds half a character, as JSON can spell it.
-        """
-        text = json.dumps(self.content, ensure_ascii=False)  # indented, it would take Python seconds to write
-        files.require_text(text, self.where)
-        return text
+        """The text of the tokenizer.json. On one line: indented, it would take Python seconds to write."""
+        return json.dumps(self.content, ensure_ascii=False)
 
 
 def read_beside(folder: Path) -> Beside:
@@ -129,10 +124,13 @@ def complete(
         id = vocabulary.get(token.content, following if token.id is None else token.id)
         files.require_id(id, token.content, beside.where)
         if token.id is not None and token.id != id:
-            raise DamagedError(f"the token {token.content!r} has the id {id}, not {token.id}", where=beside.where)
+            raise DamagedError(
+                f"the token {files.shown(token.content)} has the id {id}, not {token.id}", where=beside.where
+            )
         if taken.setdefault(id, token.content) != token.content:
             raise DamagedError(
-                f"the tokens {taken[id]!r} and {token.content!r} both have the id {id}", where=beside.where
+                f"the tokens {files.shown(taken[id])} and {files.shown(token.content)} both have the id {id}",
+                where=beside.where,
             )
         following = max(following, id + 1)
         vocabulary[token.content] = id
@@ -186,7 +184,7 @@ def _object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`, empty when there is no such file."""
     if not file.is_file():
         return {}
-    value = files.parse_json(files.as_text(files.read_bytes(file), str(file)), str(file))
+    value = parse_json(files.as_text(files.read_bytes(file), str(file)), str(file))
     if not isinstance(value, dict):
         raise DamagedError("is not a JSON object", where=str(file))
     return value
@@ -215,7 +213,6 @@ def _token(entry: Any, where: str, id: int | None = None) -> Token:
         entry = entry.get("content")
     if not isinstance(entry, str) or not entry:
         raise DamagedError("a special token in it has no name", where=where)
-    files.require_text(entry, where)
     return Token(entry, id, special, flags)
 
 

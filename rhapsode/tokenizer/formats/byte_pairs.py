@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.files import parse_json
 from rhapsode.base.progress import note
 from rhapsode.tokenizer.definition import Part, byte_pairs, definition
 from rhapsode.tokenizer.formats import beside as surroundings
@@ -71,11 +72,13 @@ def find(folder: Path) -> Path | None:
 
 
 def recognise(file: Path, data: bytes) -> bool:
-    """Whether `data` are merges, or a JSON vocabulary that has its merges beside it."""
+    """Whether `data` are merges, or a JSON vocabulary that has its merges beside it, or `file` has the usual name."""
     if data.lstrip()[:1] == b"{":
         return merges_beside(file) is not None
     head = [line.split(b" ") for line in data[:4096].split(b"\n")[1:-1]]
-    return VERSION.encode() in data[:100] or (len(head) >= 10 and all(len(words) == 2 and all(words) for words in head))
+    if file.name in [merges for _, merges in PAIRS] or VERSION.encode() in data[:100]:
+        return True
+    return len(head) >= 10 and all(len(words) == 2 and all(words) for words in head)
 
 
 def read(file: Path, data: bytes, beside: Beside) -> Opened:
@@ -127,7 +130,7 @@ def read_pair(file: Path, data: bytes) -> tuple[str, dict[str, int] | None, Merg
     if vocabulary_file is None:
         return str(file), None, merges
     where = str(vocabulary_file)
-    value = files.parse_json(files.as_text(files.read_bytes(vocabulary_file), where), where)
+    value = parse_json(files.as_text(files.read_bytes(vocabulary_file), where), where)
     return str(file), files.vocabulary_of(value, where), merges
 
 
@@ -137,7 +140,8 @@ def require_parts(merges: Merges, vocabulary: Mapping[str, int], where: str) -> 
         for part in (left, right, left + right):
             if part not in vocabulary:
                 raise DamagedError(
-                    f"merges {left[:60]!r} and {right[:60]!r}, but {part[:60]!r} is no token", where=where
+                    f"merges {files.shown(left)} and {files.shown(right)}, but {files.shown(part)} is no token",
+                    where=where,
                 )
 
 
@@ -173,8 +177,8 @@ def named_pattern(beside: Beside) -> str | None:
     """
     own = beside.settings.get("rhapsode")
     name = own.get("pre_tokenizer") if isinstance(own, dict) else None
-    if name is not None and name not in PATTERNS:
-        raise InputError(f"there is no pre-tokeniser {name!r}", where=beside.where, todo=_choice())
+    if name is not None and name not in list(PATTERNS):
+        raise InputError(f"there is no pre-tokeniser {files.shown(name)}", where=beside.where, todo=_choice())
     return None if name is None else str(name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -66,22 +65,6 @@ def lines(text: str) -> list[str]:
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The JSON value of `text`.
-
-    Raises:
-        DamagedError: it is not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DamagedError(f"is not JSON ({error.msg})", where=f"{where}:{error.lineno}:{error.colno}") from None
-    except RecursionError:
-        raise DamagedError("is not JSON that can be read: it is nested too deeply", where=where) from None
-    except ValueError:  # a number of more digits than Python converts
-        raise DamagedError("is not JSON that can be read: a number is too long", where=where) from None
-
-
 def vocabulary_of(value: Any, where: str) -> dict[str, int]:
     """The id of each token from the JSON of a vocabulary.
 
@@ -93,9 +76,8 @@ def vocabulary_of(value: Any, where: str) -> dict[str, int]:
     by_id: dict[int, str] = {}
     for token, id in value.items():
         require_id(id, token, where)
-        require_text(token, where)
         if id in by_id:
-            raise DamagedError(f"the tokens {by_id[id]!r} and {token!r} both have the id {id}", where=where)
+            raise DamagedError(f"the tokens {shown(by_id[id])} and {shown(token)} both have the id {id}", where=where)
         by_id[id] = token
     return value
 
@@ -104,21 +86,13 @@ def require_id(id: Any, token: str, where: str) -> None:
     """Refuse what is no id of a token."""
     if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < LARGEST_VOCABULARY:
         raise DamagedError(
-            f"{_shown(id)} is no id for the token {_shown(token)}",
+            f"{shown(id)} is no id for the token {shown(token)}",
             where=where,
             todo=f"Ids go from 0 to {LARGEST_VOCABULARY - 1:,}.",
         )
 
 
-def require_text(token: str, where: str) -> None:
-    """Refuse a token with half a character in it, as JSON can spell it."""
-    try:
-        token.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DamagedError(f"the token {_shown(token)} holds half a character", where=where) from None
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """`value` for a message: hostile files have long ones."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.files import parse_json
 from rhapsode.tokenizer.definition import definition, unigram
 from rhapsode.tokenizer.formats import beside as surroundings
 from rhapsode.tokenizer.formats import files, sentencepiece
@@ -42,7 +43,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
         )
     where = str(vocabulary_file)
     text = files.as_text(files.read_bytes(vocabulary_file), where)
-    vocabulary = files.vocabulary_of(files.parse_json(text, where), where)
+    vocabulary = files.vocabulary_of(parse_json(text, where), where)
     return _side(source_file, vocabulary, beside, target=_side(target_file, vocabulary, beside))
 
 

@@ -31,6 +31,8 @@ UNIGRAM, BPE = 1, 2
 LONGEST_PIECE = 1024  # characters; trained ones have 16 at most, given ones rarely more than 50
 MOST_NAMELESS = 1024  # ids without a token that are filled up
 
+T5, XLM_ROBERTA = "t5", "xlmroberta"
+
 # Families that number the pieces anew, or change text, in their own code: the file alone does not tell their ids.
 OTHER_FAMILIES = (
     *("albert", "barthez", "bartpho", "bertgeneration", "bigbird", "camembert", "cpm", "debertav2", "fnet", "m2m100"),
@@ -67,11 +69,8 @@ class Model:
 
 
 def find(folder: Path) -> Path | None:
-    """The model in `folder`; a `tokenizer.model` may also hold ranks of tiktoken, which its content tells."""
-    for name in FILES:
-        if (folder / name).is_file() and recognise(folder / name, files.read_bytes(folder / name)):
-            return folder / name
-    return None
+    """The model in `folder`. (A `tokenizer.model` may turn out to hold ranks of tiktoken, as Llama 3's does.)"""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
 def recognise(file: Path, data: bytes) -> bool:
@@ -89,7 +88,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
     where = str(file)
     if beside.family in OTHER_FAMILIES or (not beside.family and file.name == "sentencepiece.bpe.model"):
         raise InputError(
-            f"the family {beside.family!r} does not take the ids from this file as they are"
+            f"the family {files.shown(beside.family)} does not take the ids from this file as they are"
             if beside.family
             else "under this name families keep models whose ids they change, and no file says which family it is",
             where=where,
@@ -105,10 +104,12 @@ def opened(model: Model, beside: Beside, where: str) -> Opened:
         InputError: a tokenizer.json cannot hold the model.
         DamagedError: a special token of the settings does not go with it.
     """
+    model.add_dummy_prefix = beside.flag("add_prefix_space", model.add_dummy_prefix)
     pieces = _numbered(model, beside, where)
     vocabulary = {piece.text: id for id, piece in enumerate(pieces)}
-    roles = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
-    roles = {role: name for role, name in roles.items() if name in {piece.text for piece in model.of_type(CONTROL)}}
+    control = {piece.text for piece in pieces if piece.type == CONTROL}
+    roles = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad, "mask_token": "<mask>"}
+    roles = {role: name for role, name in roles.items() if name in control}
     unknown = model.of_type(UNKNOWN)[0].text
     known = [
         Token(piece.text, id, special=piece.type != USER_DEFINED)
@@ -130,9 +131,9 @@ def opened(model: Model, beside: Beside, where: str) -> Opened:
     else:
         entries = scored(vocabulary, scores_of(model, added), where)
         part = unigram(entries, unknown_id=vocabulary[unknown], byte_fallback=model.byte_fallback)
-    around = surroundings.start_and_end(
-        beside, names, vocabulary, start="bos_token" in roles, end="bos_token" not in roles
-    )
+    starts = "bos_token" in roles
+    ends = not starts or beside.family == XLM_ROBERTA
+    around = surroundings.start_and_end(beside, names, vocabulary, start=starts, end=ends)
     content = definition(part, added_tokens=added, post_processor=around, **text_parts(model))
     return Opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where)
 
@@ -194,12 +195,12 @@ def scores_of(model: Model, added: Sequence[Part]) -> dict[str, float]:
 
 def _numbered(model: Model, beside: Beside, where: str) -> list[Piece]:
     """The pieces by the ids that the family gives them."""
-    if beside.family == "t5":  # sentinels of span corruption follow the pieces, the first of them last
+    if beside.family == T5:  # sentinels of span corruption follow the pieces, the first of them last
         count = beside.settings.get("extra_ids", 100)
         if not isinstance(count, int) or not 0 <= count <= 10_000:
             raise InputError("extra_ids must be a number from 0 to 10,000", where=beside.where)
         return model.pieces + [Piece(f"<extra_id_{id}>", 0.0, CONTROL) for id in reversed(range(count))]
-    if beside.family == "xlmroberta":  # as fairseq numbers them: four of its own first, the mask last
+    if beside.family == XLM_ROBERTA:  # as fairseq numbers them: four of its own first, the mask last
         if [piece.text for piece in model.pieces[:3]] != ["<unk>", "<s>", "</s>"]:
             raise DamagedError("does not begin with <unk>, <s>, </s>, as models of this family do", where=where)
         unknown, start, end = model.pieces[:3]
@@ -221,7 +222,7 @@ def _merges(model: Model, where: str) -> tuple[list[tuple[str, str]], list[list[
         if len(piece.text) > 1:
             of_score.setdefault(piece.score, []).append(piece.text)
             if not known.issuperset(piece.text):
-                raise InputError(f"the piece {piece.text!r} has a character that is no piece", where=where)
+                raise InputError(f"the piece {files.shown(piece.text)} has a character that is no piece", where=where)
     groups = [of_score[score] for score in sorted(of_score, reverse=True)]
     return merges_from_ranks(groups, known, where), [group for group in groups if len(group) > 1]
 
@@ -261,9 +262,9 @@ def _piece(data: memoryview, where: str) -> Piece:
     if not text or len(text) > LONGEST_PIECE:
         raise DamagedError(f"a piece has {len(text):,} characters", where=where)
     if not math.isfinite(score) or score <= NEVER:
-        raise DamagedError(f"the piece {text!r} has the score {score}", where=where)
+        raise DamagedError(f"the piece {files.shown(text)} has the score {score}", where=where)
     if not NORMAL <= type <= BYTE:
-        raise DamagedError(f"the piece {text!r} is of the unknown type {type}", where=where)
+        raise DamagedError(f"the piece {files.shown(text)} is of the unknown type {type}", where=where)
     return Piece(text, score, type)
 
 
@@ -311,7 +312,7 @@ def _require_sound(model: Model, where: str) -> None:
     seen: set[str] = set()
     for piece in model.pieces:
         if piece.text in seen:
-            raise DamagedError(f"the piece {piece.text!r} stands in it twice", where=where)
+            raise DamagedError(f"the piece {files.shown(piece.text)} stands in it twice", where=where)
         seen.add(piece.text)
     if len(model.of_type(UNKNOWN)) != 1:
         raise DamagedError(f"has {len(model.of_type(UNKNOWN))} pieces for the unknown, not one", where=where)

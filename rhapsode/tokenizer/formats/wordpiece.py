@@ -24,6 +24,8 @@ ROLES = {
 # Families that keep words in a vocab.txt, but cut text in ways of their own.
 OTHER_FAMILIES = ("bertjapanese", "bertweet", "phobert", "esm", "prophetnet", "xlmprophetnet", "openaigpt", "ctrl")
 
+UNTYPED_FAMILIES = ("distilbert", "mpnet")  # whose models take no type beside each token
+
 
 def find(folder: Path) -> Path | None:
     """The vocabulary in `folder`."""
@@ -71,7 +73,10 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
         decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
         added_tokens=added,
     )
-    return Opened(content, surroundings.settings_of(beside, names), where)
+    settings = surroundings.settings_of(beside, names)
+    if beside.family not in UNTYPED_FAMILIES:
+        settings.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
+    return Opened(content, settings, where)
 
 
 def _vocabulary(lines: list[str], where: str) -> dict[str, int]:
