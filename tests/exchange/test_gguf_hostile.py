@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,33 +36,45 @@ def sound(
     tokenizer_of: Callable[[str], Tokenizer],
     vocabulary_file: Callable[[str], GgufFile],
     tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Path:
-    """A folder of sound files: real ones, and small ones of every kind of tokenizer."""
+    """A folder of sound files: small ones of every kind of tokenizer, and real ones where the shared data is there."""
     folder = tmp_path_factory.mktemp("sound")
     (folder / "every_type.gguf").write_bytes(gguf_bytes.small())
-    for name in ("gpt-2", "bert-bge", "phi-3"):
-        (folder / f"{name}.gguf").write_bytes(vocabulary_file(name).path.read_bytes())
-    for name, quantization in (("byte", "F16"), ("bpe-llama-bpe", "Q8_0"), ("sentencepiece-test", "Q4_0")):
+
+    def write_trained(name: str, quantization: str) -> None:
         values, _ = tokenizer_metadata(tokenizer_of(name))
         write_gguf(folder / f"{name}.gguf", "llama", values, tensors(), quantization)
-    for name in ("phi-3", "bert-bge"):
-        metadata = dict(vocabulary_file(name).metadata)
-        tokens = metadata["tokenizer.ggml.tokens"]
-        # Of the vocabulary what is short, so that it is still one: pieces of ASCII letters, and the special tokens.
-        chosen = [
-            n for n, token in enumerate(tokens) if n < 300 or len(token) == 1 or (token.isascii() and len(token) < 4)
-        ]
-        for key in ("tokens", "scores", "token_type"):
-            values = metadata.get(f"tokenizer.ggml.{key}")
-            if values is not None:
-                metadata[f"tokenizer.ggml.{key}"] = (
-                    [values[n] for n in chosen] if isinstance(values, list) else values[chosen]
-                )
-        for key in ("eos_token_id", "padding_token_id"):
-            metadata.pop(f"tokenizer.ggml.{key}", None)
-        architecture = metadata.pop("general.architecture")
-        write_gguf(folder / f"small-{name}.gguf", architecture, metadata, tensors(), "Q5_1")
+
+    write_trained("byte", "F16")
+    write_trained("bpe-llama-bpe", "Q8_0")
+    try:
+        request.getfixturevalue("shared_data")
+    except pytest.skip.Exception:
+        return folder
+    write_trained("sentencepiece-test", "Q4_0")
+    for name in ("gpt-2", "bert-bge", "phi-3"):
+        file = vocabulary_file(name)
+        (folder / f"{name}.gguf").write_bytes(file.path.read_bytes())
+        if name != "gpt-2":
+            metadata = shortened(file)
+            write_gguf(folder / f"small-{name}.gguf", metadata.pop("general.architecture"), metadata, tensors(), "Q5_1")
     return folder
+
+
+def shortened(file: GgufFile) -> dict[str, Any]:
+    """A file's metadata with its single characters, short ASCII tokens and special ones only: still a vocabulary."""
+    metadata = dict(file.metadata)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    chosen = [n for n, token in enumerate(tokens) if n < 300 or len(token) == 1 or (token.isascii() and len(token) < 4)]
+    for key in ("tokens", "scores", "token_type"):
+        values = metadata.pop(f"tokenizer.ggml.{key}", None)
+        if values is not None:
+            kept = [values[n] for n in chosen] if isinstance(values, list) else values[chosen]
+            metadata[f"tokenizer.ggml.{key}"] = kept
+    for key in ("eos_token_id", "padding_token_id"):
+        metadata.pop(f"tokenizer.ggml.{key}", None)
+    return metadata
 
 
 def spoil(sound: Path, first: int, count: int) -> dict[str, int]:
