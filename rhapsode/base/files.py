@@ -56,6 +56,33 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         sync_folder(path.parent)
 
 
+@contextmanager
+def new_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary sibling, for the block to write, that becomes `target` in one rename when it ends well.
+
+    What `write_atomically` is for files that are too large to be made in memory.
+
+    Raises:
+        InputError: `target` exists and `replace` is false.
+    """
+    if target.exists() and not replace:
+        raise InputError(
+            "already exists", where=str(target), todo="Choose another name, or pass --force to replace it."
+        )
+    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+    durable = not any(folder in _unfinished for folder in target.parents)
+    try:
+        yield temporary
+        if durable:
+            sync_file(temporary)
+        temporary.replace(target)
+    except BaseException:
+        remove(temporary)
+        raise
+    if durable:
+        sync_folder(target.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as `as_json` gives it, atomically."""
     write_atomically(path, as_json(value))
@@ -74,15 +101,35 @@ def read_json(path: Path) -> Any:
         DamagedError: it is not JSON; the message names line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError("the file does not exist", where=str(path)) from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     except UnicodeDecodeError:
         raise DamagedError("is not UTF-8 text", where=str(path)) from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The JSON value of `text`.
+
+    Raises:
+        DamagedError: it is not JSON; the message names line and column. Or it spells half a character.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # halves of characters: of a pair, or alone
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except json.JSONDecodeError as error:
-        raise DamagedError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}:{error.colno}") from None
+        raise DamagedError(f"is not JSON ({error.msg})", where=f"{where}:{error.lineno}:{error.colno}") from None
+    except RecursionError:
+        raise DamagedError("is not JSON that can be read (it is nested too deeply)", where=where) from None
+    except UnicodeEncodeError:
+        raise DamagedError("holds half a character", where=where) from None
+    except ValueError:  # a number of more digits than Python converts
+        raise DamagedError("is not JSON that can be read (a number in it is too long)", where=where) from None
 
 
 def sha256_of(path: Path) -> str:

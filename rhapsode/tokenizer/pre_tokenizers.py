@@ -52,6 +52,11 @@ def pre_tokenizer_settings(name: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split_settings(PATTERNS[name]), BYTE_LEVEL]}
 
 
+def cut_alike(settings: Any, others: Any) -> bool:
+    """Whether two `pre_tokenizer` parts of a tokenizer.json give the same pieces."""
+    return bool(_what_matters(settings) == _what_matters(others))
+
+
 def pre_tokenizer_name(settings: Any) -> str | None:
     """The name under which llama.cpp knows this `pre_tokenizer` part of a tokenizer.json, if it does."""
     asked = _what_matters(settings)
@@ -61,6 +66,28 @@ def pre_tokenizer_name(settings: Any) -> str | None:
 def cuts_into_bytes(settings: Any) -> bool:
     """Whether this `pre_tokenizer` part of a tokenizer.json gives the bytes of the text and nothing else."""
     return _what_matters(settings) == _what_matters(BYTE_LEVEL) or pre_tokenizer_name(settings) is not None
+
+
+def pattern_that_fits(texts: Iterable[str]) -> str | None:
+    """The name in `PATTERNS` of the one that leaves `texts` whole, tokens of one vocabulary; None when none does.
+
+    A vocabulary has no token across a cut of the pattern that it was made with (but one in five thousand may be an
+    oddity: Whisper's has five). Of several that would do, it is the one that cuts numbers shortest, for its tokens
+    would show it if numbers had been left longer: qwen2, llama-bpe, gpt-2.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    tokens = list(texts)
+    for name in ("qwen2", "llama-bpe", "gpt-2"):
+        cut = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated").pre_tokenize_str
+        left = len(tokens) // 5000
+        for token in tokens:
+            left -= len(cut(token)) > 1
+            if left < 0:
+                break
+        else:
+            return name
+    return None
 
 
 def _what_matters(settings: Any) -> Any:
