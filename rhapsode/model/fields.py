@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rhapsode.base.errors import InputError
+from rhapsode.model.config import LARGEST_SIZE, MOST_LAYERS
 
 Choice = TypeVar("Choice")
 
@@ -162,10 +163,21 @@ class Fields:
             raise self.wrong(key, "must be a whole number", value)
         return value
 
+    def size(self, key: str, default: int = _NO_DEFAULT, largest: int = LARGEST_SIZE) -> int:
+        """A size of the model, from 1 to `largest`; errors as `integer`."""
+        value = self.integer(key, default)
+        if key in self and not 1 <= value <= largest:
+            raise self.wrong(key, f"must be between 1 and {largest}", value)
+        return value
+
+    def layers(self, key: str, default: int = _NO_DEFAULT) -> int:
+        """A number of layers; errors as `integer`."""
+        return self.size(key, default, MOST_LAYERS)
+
     def number(self, key: str, default: float = _NO_DEFAULT) -> float:
         """A positive number; errors as `integer`."""
         value = self._found(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-38 < value < 1e30:
             raise self.wrong(key, "must be a positive number", value)
         return float(value)
 
