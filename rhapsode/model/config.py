@@ -24,6 +24,9 @@ LARGEST_SIZE = 1 << 26
 MOST_LAYERS = 1024
 """Of a tower. Lists are made from it before any file with weights is seen."""
 
+MOST_EXPERTS = 1024
+"""Of a layer."""
+
 
 @dataclass(frozen=True)
 class LinearScaling:
@@ -252,7 +255,8 @@ class ModelConfig:
         if not 0 <= self.position_offset <= LARGEST_SIZE or not 0 <= self.token_types <= LARGEST_SIZE:
             raise _misfit("position_offset or token_types is out of range")
         if self.experts is not None:
-            _check_size("experts", self.experts.count)
+            if not 1 <= self.experts.count <= MOST_EXPERTS:
+                raise _misfit(f"experts must be between 1 and {MOST_EXPERTS}, not {self.experts.count}")
             _check_size("the experts' intermediate_size", self.experts.intermediate_size)
             if not 1 <= self.experts.chosen <= self.experts.count:
                 raise _misfit(f"{self.experts.chosen} of {self.experts.count} experts cannot be chosen")
