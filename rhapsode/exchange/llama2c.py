@@ -14,23 +14,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
-from rhapsode.exchange.opened import Opened
-from rhapsode.exchange.rotary import halves
 from rhapsode.model.config import LARGEST_SIZE, MOST_LAYERS, ModelConfig
 from rhapsode.model.families.llama import LLAMA
-from rhapsode.model.folder import filled
-from rhapsode.model.weights import Shapes
 from rhapsode.tokenizer.formats import files, sentencepiece
 from rhapsode.tokenizer.formats.beside import Beside, Token
 from rhapsode.tokenizer.formats.sentencepiece import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, Model, Piece
 from rhapsode.tokenizer.normalizer import SPACE
 from rhapsode.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a file is recognised without torch
+    import torch
+    from torch import Tensor
+
+    from rhapsode.exchange.opened import Opened
+    from rhapsode.model.weights import Shapes
 
 MAGIC = b"24ka"  # "ak42", as a little-endian number
 FIRST_HEADER, VERSION_1_HEADER = 28, 256  # bytes
@@ -130,6 +132,9 @@ def open_checkpoint(path: Path, device: torch.device | str = "cpu", tokenizer: P
         DamagedError: the file does not have the size that its header says.
         MismatchError: the tokenizer has not as many tokens as the model.
     """
+    from rhapsode.exchange.opened import Opened
+    from rhapsode.model.folder import filled
+
     header = read_header(path)
     found = _tokenizer_of(path, header.vocabulary_size, tokenizer)
     model = filled(header.config, lambda shapes: _weights(path, header, shapes), device)
@@ -189,6 +194,10 @@ def _sound(header: Header) -> bool:
 
 def _weights(path: Path, header: Header, shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
     """Our parameters' names and values. All but queries and keys are the file itself, mapped into memory."""
+    import torch
+
+    from rhapsode.exchange.rotary import halves
+
     start = VERSION_1_HEADER if header.version == 1 else FIRST_HEADER
     numbers = torch.from_numpy(np.asarray(np.memmap(path, dtype="<f4", mode="c", offset=start)))
     parts: dict[str, Tensor] = {}

@@ -274,9 +274,7 @@ def test_other_architectures_are_named(tmp_path: Path, tokenizer: Tokenizer) -> 
     model = random_model(shape_of("llama"))
     write_model(tmp_path / "m.gguf", model, prepare(model.config, tokenizer), "F32")
     changed(tmp_path / "m.gguf", "mamba", {})
-    with pytest.raises(
-        InputError, match=r"architecture 'mamba', which is not known here\. Known: gpt2, gptneox"
-    ):
+    with pytest.raises(InputError, match=r"architecture 'mamba', which is not known here\. Known: gpt2, gptneox"):
         open_gguf(tmp_path / "changed.gguf")
 
 
