@@ -178,7 +178,7 @@ def open_gguf(path: Path, device: torch.device | str = "cpu") -> Opened:
     model = filled(config, lambda shapes: _weights(file, architecture, config, shapes), device)
     ends = {file.metadata.integer(key) for key in END_IDS if key in file.metadata}
     known = sorted(id for id in ends if 0 <= id < tokenizer.vocabulary_size)
-    return Opened(model, tokenizer, tuple(known), str(path), "GGUF")
+    return Opened(model, tokenizer, tuple(known), str(path), (path,), "GGUF")
 
 
 def _shape_of(file: GgufFile) -> tuple[Architecture, ModelConfig]:
@@ -265,6 +265,11 @@ class Prepared:
     metadata: dict[str, Value]
     factors: Factors | None
     notices: tuple[str, ...]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that llama.cpp will read of a text at most."""
+        return int(self.metadata[f"{self.architecture.name}.context_length"])
 
 
 def prepare(config: ModelConfig, tokenizer: Tokenizer, end_ids: tuple[int, ...] = (), name: str = "") -> Prepared:

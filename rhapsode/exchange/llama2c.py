@@ -138,7 +138,7 @@ def open_checkpoint(path: Path, device: torch.device | str = "cpu", tokenizer: P
     header = read_header(path)
     found = _tokenizer_of(path, header.vocabulary_size, tokenizer)
     model = filled(header.config, lambda shapes: _weights(path, header, shapes), device)
-    return Opened(model, found, (START,), str(path), "llama2.c")
+    return Opened(model, found, (START,), str(path), (path, Path(found.where)), "llama2.c")
 
 
 def read_header(path: Path) -> Header:

@@ -17,7 +17,7 @@ from rhapsode.base.files import read_json
 from rhapsode.exchange import gguf_model, hub, llama2c
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.recognise import kind_of
-from rhapsode.model.folder import load_model, refuse_pickle
+from rhapsode.model.folder import load_model, refuse_pickle, weight_files
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
 TODO = "Name a model folder, a run, a GGUF file, a checkpoint of llama2.c, or owner/name on the Hugging Face hub."
@@ -102,7 +102,8 @@ def _open_folder(
     file = folder / "generation_config.json"
     generation = _object(file) if file.is_file() else {}
     ends = _end_ids(generation, file) or _end_ids(_object(folder / "config.json"), folder / "config.json")
-    return Opened(model, tokenizer, ends, str(folder), "Hugging Face", origin, provenance, generation)
+    read = (folder / "config.json", *weight_files(folder), Path(tokenizer.where))
+    return Opened(model, tokenizer, ends, str(folder), read, "Hugging Face", origin, provenance, generation)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class LanguageModel:
     ) -> None:
         rows, tokens = model.config.vocabulary_size, tokenizer.vocabulary_size
         # Others round the vocabulary of a model up to a size that computes well.
-        ours = provenance is not None and "parent" not in provenance
+        ours = provenance is not None and provenance.get("parent") is None
         if tokens > rows or (tokens < rows and ours):
             raise MismatchError(
                 f"the tokenizer has {tokens} tokens, the model's vocabulary {rows}",
