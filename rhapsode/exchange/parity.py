@@ -150,12 +150,12 @@ def check(
     """
     ours = Ours(model)
     prompts = list(_prompts(model, tokenizer, context))
-    count = max(1, min(GREEDY, context - max(len(prompt.ids) + len(prompt.target) for prompt in prompts)))
+    count = max(0, min(GREEDY, context - max(len(prompt.target or prompt.ids) for prompt in prompts)))
     rows = []
     with Progress("checking", 1 + len(peers), "models") as progress:
         greedy: list[int] = []
         asked = list(prompts)
-        if not isinstance(model, Encoder):
+        if not isinstance(model, Encoder) and count:
             greedy = ours.greedy(prompts[0], count)
             asked[0] = _with(prompts[0], greedy, model)  # the text that it writes is part of the comparison
         expected = [(prompt, ours.logits(prompt)) for prompt in asked]

@@ -21,32 +21,21 @@ from rhapsode.exchange.gguf_file import GgufFile, write_gguf
 from rhapsode.exchange.gguf_model import held_tensors, open_gguf, prepare, write_model
 from rhapsode.model.config import Experts, Llama3Scaling, ModelConfig, Rope, StackSizes, YarnScaling
 from rhapsode.model.families import FAMILIES
-from rhapsode.model.model import Model, new_model
 from rhapsode.model.positions import rotary_frequencies
 from rhapsode.model.weights import stored_tensors
 from rhapsode.tokenizer.tokenizer import Tokenizer
-from rhapsode.tokenizer.train import train_tokenizer
 
 from ..model.families import DECODERS, Case
 from ..model.test_families import ours_of, reference
 from .llama_cpp_model import LlamaCpp
+from .shapes import byte_pairs, random_model, shape_of
 
 EXAMPLES = settings(deadline=None, max_examples=settings().max_examples // 10)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["To be, or not to be"], "bpe", 266, pre_tokenizer="llama-bpe")
-
-
-def random_model(config: ModelConfig, seed: int = 0) -> Model:
-    model = new_model(config)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=draw) * 0.15
-            parameter.copy_(noise + (1.0 if name.endswith("norm.weight") and not config.norm_unit_offset else 0.0))
-    return model.eval()
+    return byte_pairs()
 
 
 def written_as(config: ModelConfig, rows: int) -> dict[str, Any]:
@@ -123,26 +112,11 @@ def test_names_are_those_of_the_name_map(case: Case) -> None:
     assert {held.name for held in held_tensors(architecture, config, shapes)} == theirs
 
 
-def shape_of(name: str, **fields: Any) -> ModelConfig:
-    """A small shape of a family as llama.cpp computes it."""
-    family = FAMILIES[name]
-    if name == "qwen3_moe":
-        fields = {"experts": Experts(3, 2, 20, True, (0, 1))} | fields
-    if name == "gemma3_text":
-        fields = {
-            "windows": (4, 4),
-            "local_rope": Rope(),
-            "attention_scale": 8**-0.5,
-            "embedding_scale": 32**0.5,
-        } | fields
-    return family.config(270, 32, 2, 4, 4 if name in ("gpt2", "gpt_neox") else 2, 8, 48, 24, **fields)
-
-
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize("original", [4, 8, 64, 8192])
 def test_llama_3_scaling_goes_through_factors(tmp_path: Path, tokenizer: Tokenizer, family: str, original: int) -> None:
     rope = Rope(500_000.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, original))
-    config = FAMILIES[family].config(270, 32, 2, 2, 1, 64, 48, 24, rope=rope)
+    config = FAMILIES[family].config(266, 32, 2, 2, 1, 64, 48, 24, rope=rope)
     model = random_model(config)
     write_model(tmp_path / "m.gguf", model, prepare(config, tokenizer), "F32")
     file = GgufFile(tmp_path / "m.gguf")
