@@ -74,15 +74,35 @@ def read_json(path: Path) -> Any:
         DamagedError: it is not JSON; the message names line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError("the file does not exist", where=str(path)) from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     except UnicodeDecodeError:
         raise DamagedError("is not UTF-8 text", where=str(path)) from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The JSON value of `text`.
+
+    Raises:
+        DamagedError: it is not JSON; the message names line and column. Or it spells half a character.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # halves of characters: of a pair, or alone
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except json.JSONDecodeError as error:
-        raise DamagedError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}:{error.colno}") from None
+        raise DamagedError(f"is not JSON ({error.msg})", where=f"{where}:{error.lineno}:{error.colno}") from None
+    except RecursionError:
+        raise DamagedError("is not JSON that can be read (it is nested too deeply)", where=where) from None
+    except UnicodeEncodeError:
+        raise DamagedError("holds half a character", where=where) from None
+    except ValueError:  # a number of more digits than Python converts
+        raise DamagedError("is not JSON that can be read (a number in it is too long)", where=where) from None
 
 
 def sha256_of(path: Path) -> str:

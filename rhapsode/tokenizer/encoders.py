@@ -7,7 +7,7 @@ Each encoder gives exactly the ids that the `tokenizers` library gives from the 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from rhapsode.tokenizer.pre_tokenizers import byte_characters
 
 Ids = npt.NDArray[np.uint32]
+Piece = TypeVar("Piece", str, bytes)
+NO_RANK = 2**62
 
 
 class CharacterEncoder:
@@ -94,23 +96,24 @@ def byte_pair_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         first, second = (bytes(byte_of[character] for character in part) for part in (left, right))
         if first + second in ranks:  # merged earlier from another pair: this one never meets
             continue
-        if _joined(first + second, ranks) != [first, second]:
+        if joined(first + second, ranks) != [first, second]:
             return None
         ranks[first + second] = len(ids)
         ids.append(vocabulary[left + right])
     return ranks, np.array(ids, dtype=np.uint32)
 
 
-def _joined(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The bytes of `token` joined by the ranks so far, lowest first, leftmost of equals."""
+def joined(token: Piece, ranks: dict[Piece, int]) -> list[Piece]:
+    """The bytes or characters of `token` joined by the ranks so far, lowest first, leftmost of equals."""
     parts = [token[index : index + 1] for index in range(len(token))]
-    while len(parts) > 1:
-        candidates = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
-        lowest = min(candidates)
-        if lowest == len(ranks):
-            break
+    candidates = [ranks.get(left + right, NO_RANK) for left, right in pairwise(parts)]
+    while candidates and (lowest := min(candidates)) != NO_RANK:
         index = candidates.index(lowest)
         parts[index : index + 2] = [parts[index] + parts[index + 1]]
+        del candidates[index]
+        for neighbour in (index - 1, index):
+            if 0 <= neighbour < len(candidates):
+                candidates[neighbour] = ranks.get(parts[neighbour] + parts[neighbour + 1], NO_RANK)
     return parts
 
 

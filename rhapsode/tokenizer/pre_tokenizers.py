@@ -63,6 +63,28 @@ def cuts_into_bytes(settings: Any) -> bool:
     return _what_matters(settings) == _what_matters(BYTE_LEVEL) or pre_tokenizer_name(settings) is not None
 
 
+def pattern_that_fits(texts: Iterable[str]) -> str | None:
+    """The name in `PATTERNS` of the one that leaves `texts` whole, tokens of one vocabulary; None when none does.
+
+    A vocabulary has no token across a cut of the pattern that it was made with (but one in five thousand may be an
+    oddity: Whisper's has five). Of several that would do, it is the one that cuts numbers shortest, for its tokens
+    would show it if numbers had been left longer: qwen2, llama-bpe, gpt-2.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    tokens = list(texts)
+    for name in ("qwen2", "llama-bpe", "gpt-2"):
+        cut = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated").pre_tokenize_str
+        left = len(tokens) // 5000
+        for token in tokens:
+            left -= len(cut(token)) > 1
+            if left < 0:
+                break
+        else:
+            return name
+    return None
+
+
 def _what_matters(settings: Any) -> Any:
     """`settings` without what changes no token; files older than `use_regex` mean true."""
     if isinstance(settings, dict):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +22,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from rhapsode.base.errors import DamagedError, InputError
-from rhapsode.base.files import read_json, write_atomically, write_json
+from rhapsode.base.files import parse_json, read_json, write_atomically, write_json
 from rhapsode.base.machine import threads
+from rhapsode.tokenizer import sentencepiece
 from rhapsode.tokenizer.encoders import ByteEncoder, BytePairEncoder, CharacterEncoder, Ids, byte_pair_ranks, merges_of
+from rhapsode.tokenizer.formats import choose, files
+from rhapsode.tokenizer.formats.beside import Opened
+from rhapsode.tokenizer.formats.files import LARGEST_VOCABULARY
+from rhapsode.tokenizer.normalizer import require_sound_maps
 from rhapsode.tokenizer.pre_tokenizers import (
     PATTERNS,
     WORD_PATTERN,
@@ -42,11 +47,12 @@ SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_START, TURN_END)
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 DEFINITION_FILE, SETTINGS_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-LARGEST_FILE = 256 * 2**20  # bytes; the largest published definitions have 35 MB
+TARGET_FOLDER = "target"
 
 # Names that others give to the end of a text and to padding, when no tokenizer_config.json says it.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 PADDINGS = (PADDING, "<pad>", "[PAD]", "<|pad|>")
+MASKS = ("[MASK]", "<mask>")
 
 # What makes a model join pairs otherwise than by their ranks alone.
 OTHER_RULES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -72,11 +78,14 @@ class Encoder(Protocol):
 class Tokenizer:
     """A tokenizer.json, with what tokenizer_config.json adds to it.
 
+    Tokenizers in other files are opened by `load`, which makes a tokenizer.json of them (`rhapsode.tokenizer.formats`).
+
     Args:
         definition: the text of a tokenizer.json.
         settings: the content of its tokenizer_config.json; what it lacks is found in the definition.
         chat_template: the Jinja source that writes a conversation as text.
         where: where the definition comes from, for messages.
+        target: the tokenizer of the texts that the model writes, when it is another than that of those it reads.
 
     Attributes:
         content: the definition as JSON.
@@ -86,6 +95,8 @@ class Tokenizer:
         special_tokens: the id of each special token.
         end_of_text_id, padding_id: None when the definition has no such token; never equal.
         unknown_id: the id of what the vocabulary lacks, None when it lacks nothing.
+        mask_id: the id that stands for a hidden token, None when there is none.
+        frame: the ids that belong before and after a text; `encode` never adds them.
         pre_tokenizer: the name by which llama.cpp knows how text is cut into pieces, None when it knows none.
 
     Raises:
@@ -99,17 +110,26 @@ class Tokenizer:
         settings: dict[str, Any] | None = None,
         chat_template: str | None = None,
         where: str = DEFINITION_FILE,
+        target: Tokenizer | None = None,
     ) -> None:
-        self.definition, self.chat_template, self.where = definition, chat_template, where
+        self.definition, self.where, self.target = definition, where, target
         self.settings = dict(settings or {})
+        named = self.settings.get("chat_template")
+        self.chat_template = named if chat_template is None and isinstance(named, str) else chat_template
         self.digest = hashlib.sha256(definition.encode("utf-8")).hexdigest()
         self.content = _parsed(definition, where)
+        require_sound_maps(self.content.get("normalizer"), where)
         self._library = _library(definition, where)
+        own = self.settings.get("rhapsode")
+        rules = own.get("sentencepiece") if isinstance(own, dict) else None
+        self._sentencepiece = None if rules is None else sentencepiece.encoder_of(self.content, rules, where)
         self.kind = _kind(self.content)
         self.pre_tokenizer = pre_tokenizer_name(self.content.get("pre_tokenizer"))
 
         self._known_ids = frozenset(self._library.get_vocab(with_added_tokens=True).values())
         self.vocabulary_size = max(self._known_ids, default=-1) + 1
+        if self.vocabulary_size > LARGEST_VOCABULARY:
+            raise DamagedError(f"has the id {self.vocabulary_size - 1:,}, which no tokenizer has", where=where)
         added = self._library.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self.special_tokens = {token.content: id for id, token in sorted(added.items()) if token.special}
@@ -118,6 +138,7 @@ class Tokenizer:
         self.end_of_text_id = self._special_id("eos_token", ENDS)
         padding_id = self._special_id("pad_token", PADDINGS)
         self.padding_id = None if padding_id == self.end_of_text_id else padding_id
+        self.mask_id = self._special_id("mask_token", MASKS)
         model = self.content["model"]
         self.unknown_id: int | None = model.get("unk_id")
         if model.get("unk_token") is not None:
@@ -133,37 +154,61 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """The tokenizer in a folder, or in one tokenizer.json file.
+        """The tokenizer in a folder, or in one file, of any of the forms in which tokenizers are published.
+
+        A folder is searched for tokenizer.json, source.spm with target.spm and vocab.json, vocab.json with merges.txt
+        (encoder.json with vocab.bpe), vocab.txt, spiece.model, tokenizer.model, sentencepiece.bpe.model, and
+        *.tiktoken, in this order. A file may have any name: its content tells what it is.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it has rules that cannot be followed.
             DamagedError: a file of it is not what it should be.
         """
         path = Path(path)
         file = path / DEFINITION_FILE if path.is_dir() else path
+        if path.is_dir() and not file.is_file():
+            file = choose.find(path) or file
         if not file.is_file():
             raise InputError(
                 "there is no tokenizer here" if path.is_dir() else "the file does not exist",
                 where=str(file),
-                todo="Name a tokenizer.json, or a folder that has one; `rhapsode tokenizer train` makes one.",
+                todo="Name a file or folder that has one; `rhapsode tokenizer train` makes one.",
             )
-        definition = _read_text(file)
+        data = files.read_bytes(file)
+        template_file = file.with_name(TEMPLATE_FILE)
+        template = (
+            files.as_text(files.read_bytes(template_file), str(template_file)) if template_file.is_file() else None
+        )
+        if file.name != DEFINITION_FILE and not choose.is_definition(data):
+            return cls._of(choose.read(file, data), template)
         settings = read_json(file.with_name(SETTINGS_FILE)) if file.with_name(SETTINGS_FILE).is_file() else {}
         if not isinstance(settings, dict):
             raise DamagedError("is not a JSON object", where=str(file.with_name(SETTINGS_FILE)))
-        template_file = file.with_name(TEMPLATE_FILE)
-        template = _read_text(template_file) if template_file.is_file() else None
-        if template is None and isinstance(settings.get("chat_template"), str):
-            template = settings["chat_template"]
-        return cls(definition, settings=settings, chat_template=template, where=str(file))
+        target_file = file.with_name(TARGET_FOLDER) / DEFINITION_FILE
+        target = cls.load(target_file) if file.name == DEFINITION_FILE and target_file.is_file() else None
+        definition = files.as_text(data, str(file))
+        return cls(definition, settings=settings, chat_template=template, where=str(file), target=target)
+
+    @classmethod
+    def _of(cls, opened: Opened, template: str | None = None) -> Tokenizer:
+        """The tokenizer made of other files than a tokenizer.json."""
+        target = cls._of(opened.target) if opened.target is not None else None
+        return cls(
+            opened.definition, settings=opened.settings, chat_template=template, where=opened.where, target=target
+        )
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja into `folder`."""
+        """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja into `folder`.
+
+        The tokenizer of the texts that the model writes goes into its folder `target`, if it is another.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / DEFINITION_FILE, self.definition)
         write_json(folder / SETTINGS_FILE, self._settings_to_save())
         if self.chat_template is not None:
             write_atomically(folder / TEMPLATE_FILE, self.chat_template)
+        if self.target is not None:
+            self.target.save(folder / TARGET_FOLDER)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text`. With `special`, the names of special tokens in it become those tokens.
@@ -194,8 +239,8 @@ class Tokenizer:
         """The ids of each part, encoded alone, on all threads."""
         for part in parts:
             require_whole_characters(part)
-        if self._table_encoder is not None:
-            return [self._table_encoder.encode(part) for part in parts]
+        if (alone := self._sentencepiece or self._table_encoder) is not None:
+            return [alone.encode(part) for part in parts]
         prepared = "_pair_encoder" in vars(self) or sum(map(len, parts)) >= WORTH_PREPARING * self.vocabulary_size
         if not prepared or self._pair_encoder is None:
             return [self._as_text(ids) for ids in self._by_library(parts)]
@@ -214,7 +259,8 @@ class Tokenizer:
         """
         numbers = [int(id) for id in ids]
         self._require(numbers)
-        text: str = self._library.decode(numbers, skip_special_tokens=skip_special)
+        with _at_work(self.where):
+            text: str = self._library.decode(numbers, skip_special_tokens=skip_special)
         return text
 
     def token_to_id(self, token: str) -> int | None:
@@ -248,10 +294,8 @@ class Tokenizer:
     def _by_library(self, parts: Sequence[str]) -> list[Ids]:
         arrays: list[Ids] = []
         for start in range(0, len(parts), LIBRARY_GROUP):
-            try:
+            with _at_work(self.where):  # it fails when a piece is unknown and there is no token for that
                 group = self._library.encode_batch_fast(parts[start : start + LIBRARY_GROUP], add_special_tokens=False)
-            except Exception as error:  # as when a piece is unknown and there is no token for that
-                raise InputError(f"cannot encode the text ({error})", where=self.where) from None
             arrays += [np.array(encoding.ids, dtype=np.uint32) for encoding in group]
         return arrays
 
@@ -287,6 +331,27 @@ class Tokenizer:
         if self.kind == "character" and self.unknown_id is not None and not self.content["model"].get("fuse_unk"):
             return CharacterEncoder(vocabulary, self.unknown_id)
         return None
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids that belong before and after a text, as [CLS] and [SEP] for BERT; `encode` never adds them.
+
+        `add_bos_token` and `add_eos_token` of the settings say it, where they stand; else the definition does.
+        """
+        said = [self.settings.get(name) for name in ("add_bos_token", "add_eos_token")]
+        if any(isinstance(flag, bool) for flag in said):
+            ids = (self._special_id("bos_token", ()), self.end_of_text_id)
+            front, back = ([id] if flag is True and id is not None else [] for flag, id in zip(said, ids, strict=True))
+            return front, back
+        for probe in PROBE.split():
+            with _at_work(self.where):
+                plain = self._library.encode(probe, add_special_tokens=False)
+                framed = self._library.encode(probe, add_special_tokens=True)
+            if plain.ids:
+                mask = framed.special_tokens_mask
+                first = mask.index(0) if 0 in mask else 0
+                return framed.ids[:first], framed.ids[first + len(plain.ids) :]
+        return [], []
 
     @cached_property
     def _pair_encoder(self) -> Encoder | None:
@@ -375,22 +440,9 @@ class StreamDecoder:
         return new
 
 
-def _read_text(file: Path) -> str:
-    if file.stat().st_size > LARGEST_FILE:
-        raise InputError(f"is larger than {LARGEST_FILE // 2**20} MB: it belongs to no tokenizer", where=str(file))
-    try:
-        return file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise DamagedError("is not UTF-8 text", where=str(file)) from None
-
-
 def _parsed(definition: str, where: str) -> dict[str, Any]:
     """The JSON of a tokenizer.json, as far as this file reads it."""
-    try:
-        content: Any = json.loads(definition)
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = f"{where}:{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else where
-        raise DamagedError("is not JSON", where=place, todo="Is it a tokenizer.json?") from None
+    content: Any = parse_json(definition, where)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise DamagedError("has no `model`", where=where, todo="Is it a tokenizer.json?")
@@ -411,14 +463,24 @@ def library_from(definition: str) -> Any:
 
 def _library(definition: str, where: str) -> Any:
     """The `tokenizers` object of a definition, with text kept from becoming special tokens."""
-    try:
+    with _at_work(where, "is not a tokenizer", DamagedError):
         library = library_from(definition)
-    except Exception as error:
-        raise DamagedError(f"is not a tokenizer ({error})", where=where) from None
     library.encode_special_tokens = True
     library.no_truncation()
     library.no_padding()
     return library
+
+
+@contextmanager
+def _at_work(where: str, what: str = "the tokenizer fails", kind: type[InputError] = InputError) -> Iterator[None]:
+    """What the library raises as one of our errors. Where it panics, what it raises is no `Exception`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())
+        raise kind(f"{what} ({reason if len(reason) <= 200 else reason[:197] + '...'})", where=where) from None
 
 
 def _kind(content: dict[str, Any]) -> str:

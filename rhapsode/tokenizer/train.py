@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsode.base.errors import InputError, nearest
+from rhapsode.tokenizer.definition import added_token, as_text, byte_pairs, definition, unigram, word_level
 from rhapsode.tokenizer.pre_tokenizers import (
     BYTE_LEVEL,
     PATTERNS,
@@ -102,7 +103,7 @@ def _characters(counts: Counter[str], size: int) -> Parts:
     del counts[UNKNOWN]
     frequent = sorted(counts, key=lambda character: (-counts[character], character))[: size - 1]
     vocabulary = {token: id for id, token in enumerate([*sorted(frequent), UNKNOWN])}
-    return {"model": _pairs(vocabulary, [], unknown=UNKNOWN), "pre_tokenizer": None, "decoder": {"type": "Fuse"}}
+    return {"model": byte_pairs(vocabulary, [], unknown=UNKNOWN), "pre_tokenizer": None, "decoder": {"type": "Fuse"}}
 
 
 def _words(parts: list[str], size: int) -> Parts:
@@ -114,7 +115,7 @@ def _words(parts: list[str], size: int) -> Parts:
     words = sorted(model["vocab"], key=model["vocab"].__getitem__)
     vocabulary = {word: id for id, word in enumerate([*(word for word in words if word != UNKNOWN), UNKNOWN])}
     return {
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
+        "model": word_level(vocabulary, UNKNOWN),
         "pre_tokenizer": split_settings(WORD_PATTERN),
         "decoder": {"type": "Fuse"},
     }
@@ -123,7 +124,7 @@ def _words(parts: list[str], size: int) -> Parts:
 def _bytes() -> Parts:
     """Token n is byte n: pairs without any merge, at the level of bytes."""
     vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-    return {"model": _pairs(vocabulary, []), "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
+    return {"model": byte_pairs(vocabulary, []), "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
 
 
 def _byte_pairs(parts: list[str], size: int, pre_tokenizer: str) -> Parts:
@@ -135,7 +136,7 @@ def _byte_pairs(parts: list[str], size: int, pre_tokenizer: str) -> Parts:
         vocab_size=size, special_tokens=[], initial_alphabet=byte_characters(), show_progress=False
     )
     model = _trained(models.BPE(), settings, trainer, parts)
-    return {"model": _pairs(model["vocab"], model["merges"]), "pre_tokenizer": settings, "decoder": BYTE_LEVEL}
+    return {"model": byte_pairs(model["vocab"], model["merges"]), "pre_tokenizer": settings, "decoder": BYTE_LEVEL}
 
 
 def _unigram(parts: list[str], size: int) -> Parts:
@@ -158,7 +159,7 @@ def _unigram(parts: list[str], size: int) -> Parts:
     rounded = [(piece, round(score, 4)) for piece, score in bytes_alone + longer]
     vocabulary = sorted(rounded, key=lambda item: (-item[1], item[0]))
     return {
-        "model": {"type": "Unigram", "unk_id": None, "vocab": vocabulary, "byte_fallback": False},
+        "model": unigram(vocabulary, unknown_id=None),
         "pre_tokenizer": settings,
         "decoder": BYTE_LEVEL,
     }
@@ -175,32 +176,12 @@ def _trained(model: Any, pre_tokenizer: Parts, trainer: Any, parts: list[str]) -
     return trained
 
 
-def _pairs(vocabulary: dict[str, int], merges: list[list[str]], unknown: str | None = None) -> Parts:
-    """The `model` part of a tokenizer.json that joins pairs."""
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": vocabulary,
-        "merges": merges,
-    }
-
-
 def _tokenizer(parts: Parts, sample: Sample) -> Tokenizer:
     """The tokenizer of these parts, with the special tokens after its vocabulary."""
     first = len(parts["model"]["vocab"])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": first + index, "content": name} | flags for index, name in enumerate(SPECIAL_TOKENS)]
-    content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
-    content |= {"pre_tokenizer": parts["pre_tokenizer"], "post_processor": None}
-    content |= {"decoder": parts["decoder"], "model": parts["model"]}
+    added = [added_token(name, first + index) for index, name in enumerate(SPECIAL_TOKENS)]
     return Tokenizer(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+        as_text(definition(**parts, added_tokens=added)),
         settings={"rhapsode": {"characters_read": sample.of, "characters_used": sample.characters}},
         chat_template=Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8"),
     )
