@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.base.files import read_json, write_atomically, write_json
 from rhapsode.base.progress import note
-from rhapsode.model.config import ModelConfig
+from rhapsode.model.config import Kind, ModelConfig
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.families.family import Family
@@ -277,22 +277,46 @@ def save_model(folder: Path, model: Model, tokenizer: Tokenizer, provenance: dic
     ids = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.padding_id, "bos_token_id": None}
     values = config_values(model.config)
     write_json(folder / "config.json", ids | values | {key: ids[key] for key in ids if values.get(key) is None})
-    write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 0.8, "top_p": 0.95})
+    write_json(folder / "generation_config.json", ids | _generation(model.config, ids))
     save_weights(folder, model)
     tokenizer.save(folder)
     write_json(folder / "rhapsode.json", provenance)
     write_atomically(folder / "README.md", _card(model.config, provenance))
 
 
+def _generation(config: ModelConfig, ids: dict[str, int | None]) -> dict[str, Any]:
+    """How others should write text with a model unless told otherwise."""
+    if config.kind == "decoder":
+        return {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    if config.kind == "encoder":
+        return {}
+    return {
+        "decoder_start_token_id": config.start_id,
+        "forced_eos_token_id": ids["eos_token_id"],
+        "bad_words_ids": [[config.start_id]],  # the decoder begins with padding, which is no text
+        "num_beams": 5,
+        "max_length": config.context_length,
+    }
+
+
+_USE: dict[Kind, tuple[str, str, str]] = {
+    "decoder": ("It continues text.", 'rhapsode generate . "Once upon a time"', "AutoModelForCausalLM"),
+    "encoder": ("It fills gaps in text.", 'rhapsode fill . "The <|mask|> sat on the mat."', "AutoModelForMaskedLM"),
+    "encoder-decoder": ("It turns text into text.", 'rhapsode translate . "A dog."', "AutoModelForSeq2SeqLM"),
+}
+"""What a kind of model does, a command that shows it, and the class that opens it in transformers."""
+
+
 def _card(config: ModelConfig, provenance: dict[str, Any]) -> str:
     facts = json.dumps(provenance, indent=2, ensure_ascii=False)
+    does, command, opener = _USE[config.kind]
     return (
         "---\nlibrary_name: transformers\ntags: [rhapsode]\n---\n\n"
         f"# A {config.family} language model of {config.parameters:,} parameters, trained by Rhapsode\n\n"
-        "It continues text. It was trained on the data named below alone. What it writes can be wrong.\n"
+        f"{does} It was trained on the data named below alone. What it writes can be wrong.\n"
         "\n"
-        '    rhapsode generate . "Once upon a time"\n\n'
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
+        f"    {command}\n\n"
+        f"```python\nfrom transformers import {opener}, AutoTokenizer\n\n"
+        f'model = {opener}.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         f"## Where it comes from\n\n```json\n{facts}\n```\n"
     )

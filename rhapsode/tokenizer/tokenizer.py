@@ -43,7 +43,15 @@ from rhapsode.tokenizer.pre_tokenizers import (
 from rhapsode.tokenizer.sample import require_whole_characters
 
 END_OF_TEXT, PADDING, TURN_START, TURN_END = "<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>"
+MASK = "<|mask|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_START, TURN_END)
+
+
+def span_token(number: int) -> str:
+    """The token that stands for the span of this number, where spans of a text are cut out."""
+    return f"<|span_{number}|>"
+
+
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 DEFINITION_FILE, SETTINGS_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -52,7 +60,7 @@ TARGET_FOLDER = "target"
 # Names that others give to the end of a text and to padding, when no tokenizer_config.json says it.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 PADDINGS = (PADDING, "<pad>", "[PAD]", "<|pad|>")
-MASKS = ("[MASK]", "<mask>")
+MASKS = (MASK, "[MASK]", "<mask>")
 
 # What makes a model join pairs otherwise than by their ranks alone.
 OTHER_RULES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
