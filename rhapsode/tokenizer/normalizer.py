@@ -96,23 +96,6 @@ def _offset(unit: int) -> int:
     return unit >> 10 << ((unit & 0x200) >> 6)
 
 
-def require_sound_maps(part: Any, where: str) -> None:
-    """Refuse the `normalizer` part of a tokenizer.json with a damaged character map: the library would panic.
-
-    Raises:
-        DamagedError: there is one.
-    """
-    rest = [part]
-    while rest:
-        found = rest.pop()
-        if isinstance(found, dict):
-            if found.get("type") == "Precompiled" or "precompiled_charsmap" in found:
-                CharacterMap.unpacked(found.get("precompiled_charsmap"), where)
-            rest += found.values()
-        elif isinstance(found, list):
-            rest += found
-
-
 class Normalizer:
     """What SentencePiece does to a text before it cuts it.
 

@@ -29,7 +29,6 @@ from rhapsode.tokenizer.encoders import ByteEncoder, BytePairEncoder, CharacterE
 from rhapsode.tokenizer.formats import choose, files
 from rhapsode.tokenizer.formats.beside import Opened
 from rhapsode.tokenizer.formats.files import LARGEST_VOCABULARY
-from rhapsode.tokenizer.normalizer import require_sound_maps
 from rhapsode.tokenizer.pre_tokenizers import (
     PATTERNS,
     WORD_PATTERN,
@@ -41,6 +40,7 @@ from rhapsode.tokenizer.pre_tokenizers import (
     split_settings,
 )
 from rhapsode.tokenizer.sample import require_whole_characters
+from rhapsode.tokenizer.soundness import require_sound
 
 END_OF_TEXT, PADDING, TURN_START, TURN_END = "<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_START, TURN_END)
@@ -118,7 +118,7 @@ class Tokenizer:
         self.chat_template = named if chat_template is None and isinstance(named, str) else chat_template
         self.digest = hashlib.sha256(definition.encode("utf-8")).hexdigest()
         self.content = _parsed(definition, where)
-        require_sound_maps(self.content.get("normalizer"), where)
+        require_sound(self.content, where)
         self._library = _library(definition, where)
         own = self.settings.get("rhapsode")
         rules = own.get("sentencepiece") if isinstance(own, dict) else None
