@@ -76,4 +76,4 @@ def _side(file: Path, vocabulary: dict[str, int], beside: Beside, target: Opened
         added_tokens=added,
         **sentencepiece.text_parts(model),
     )
-    return Opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where, target)
+    return surroundings.opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where, target)
