@@ -44,7 +44,7 @@ class TrainSettings:
     tokenizer: TokenizerKind = UNSET
     """What a token is."""
     tokenizer_folder: Path = UNSET
-    """Use this tokenizer instead of training one: a folder, or a tokenizer.json."""
+    """Use this tokenizer instead of training one: a folder, or a file, ours or others'."""
     vocabulary_size: Annotated[int, Range(2, 2**31)] = UNSET
     """Entries of the tokenizer to train, special tokens included."""
 

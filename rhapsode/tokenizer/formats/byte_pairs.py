@@ -113,7 +113,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
         decoder=BYTE_LEVEL,
         added_tokens=added,
     )
-    return Opened(content, surroundings.settings_of(beside, names), where)
+    return surroundings.opened(content, surroundings.settings_of(beside, names), where)
 
 
 def read_pair(file: Path, data: bytes) -> tuple[str, dict[str, int] | None, Merges]:

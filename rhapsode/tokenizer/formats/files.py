@@ -9,7 +9,7 @@ from typing import Any
 
 from rhapsode.base.errors import DamagedError, InputError
 
-LARGEST_FILE = 256 * 2**20  # bytes; the largest published definitions have 35 MB
+LARGEST_FILE = 64 * 2**20  # bytes; the largest published definitions have 35 MB
 LARGEST_UNPACKED = 32 * 2**20  # bytes that a packed file may have unpacked
 LARGEST_VOCABULARY = 2**22  # tokens; the largest published ones have 300,000
 

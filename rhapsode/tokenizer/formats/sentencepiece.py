@@ -94,10 +94,10 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
             where=where,
             todo="Open its tokenizer.json, or name the tokenizer_class in tokenizer_config.json.",
         )
-    return opened(parse(data, where), beside, where)
+    return from_model(parse(data, where), beside, where)
 
 
-def opened(model: Model, beside: Beside, where: str) -> Opened:
+def from_model(model: Model, beside: Beside, where: str) -> Opened:
     """The tokenizer.json of a model, and its settings.
 
     Raises:
@@ -135,7 +135,7 @@ def opened(model: Model, beside: Beside, where: str) -> Opened:
     ends = not starts or beside.family == XLM_ROBERTA
     around = surroundings.start_and_end(beside, names, vocabulary, start=starts, end=ends)
     content = definition(part, added_tokens=added, post_processor=around, **text_parts(model))
-    return Opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where)
+    return surroundings.opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where)
 
 
 def text_parts(model: Model) -> dict[str, Part | None]:
