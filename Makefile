@@ -25,7 +25,8 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 test-peers: .venv/installed-dev
-	$(BIN)/python -m pytest -m "slow or peers"
+	$(BIN)/python -m pytest -m "slow or peers" --timeout 3600
+	$(BIN)/python -m pytest tests/model/test_families.py --hypothesis-profile thorough
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import torch
 from turns import Worker, rounds
 
 from rhapsode.base.machine import peak_flops, prepare, processor, threads
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.families.qwen3 import QWEN3
 
 STEP = Path(__file__).parent / "peers" / "training_step.py"
 PEERS = {
@@ -44,7 +44,7 @@ def main() -> None:
     )
     workers = {name: Worker(STEP, *words, *shape, threads=count) for name, words in PEERS.items()}
     rounds(list(workers.values()), a.rounds)
-    config = DecoderConfig(
+    config = QWEN3.config(
         a.vocabulary, a.width, a.layers, a.heads, a.heads, a.width // a.heads, a.intermediate, a.context
     )
     tokens, flops = a.batch * a.context, config.training_flops_per_token()

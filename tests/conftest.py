@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("thorough", max_examples=1000)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -44,8 +44,8 @@ def rhapsode_qwen3(a: argparse.Namespace) -> Callable[[int], None]:
     from dataclasses import replace
 
     from rhapsode.base.machine import prepare
-    from rhapsode.model.config import DecoderConfig
     from rhapsode.model.decoder import Decoder
+    from rhapsode.model.families.qwen3 import QWEN3
     from rhapsode.model.initialization import initialise
     from rhapsode.training.dropout import ResidualDropout
     from rhapsode.training.gradient import Gradient, MicroBatch, workers_for
@@ -54,7 +54,7 @@ def rhapsode_qwen3(a: argparse.Namespace) -> Callable[[int], None]:
 
     prepare("cpu", torch.get_num_threads())
     model = Decoder(
-        DecoderConfig(
+        QWEN3.config(
             vocabulary_size=a.vocabulary,
             hidden_size=a.width,
             layers=a.layers,

@@ -76,7 +76,7 @@ def evaluate(
     stride = max(1, context // 2) if stride is None else stride
     with Progress("evaluating", max(0, len(tokens) - 1), "tokens") as progress:
         result = evaluation.evaluate(
-            language_model.model,
+            language_model.decoder(),
             tokens,
             context=context,
             stride=stride,

@@ -33,8 +33,8 @@ rhapsode next runs/mytext "The cat"       what it thinks comes next
 `rhapsode COMMAND --help` explains one command.
 """
 
-PREPARE, TRAIN, USE, JUDGE = (
-    Group.create_ordered(name) for name in ("Prepare text", "Train a model", "Use it", "Judge it")
+PREPARE, TRAIN, USE, JUDGE, EXPLAIN = (
+    Group.create_ordered(name) for name in ("Prepare text", "Train a model", "Use it", "Judge it", "Look inside")
 )
 
 # (name, group, where the command is, what it does): in the order in which a model lives.
@@ -50,6 +50,9 @@ COMMANDS = (
     ("evaluate", JUDGE, "evaluate:evaluate", "Measure perplexity and bits per byte on a text."),
     ("report", JUDGE, "report:report", "Make the page that shows how a run went."),
     ("verify", JUDGE, "verify:verify", "Check that a run, checkpoint, model, corpus or token store is undamaged."),
+    ("similar", EXPLAIN, "similar:similar", "Show the words whose vectors are nearest to a word's."),
+    ("analogy", EXPLAIN, "analogy:analogy", "Complete an analogy: king - man + woman."),
+    ("embeddings", EXPLAIN, "embeddings:app", "Compare word vectors with people's judgements, and draw them."),
 )
 
 

@@ -11,7 +11,6 @@ from cyclopts import Parameter, validators
 if TYPE_CHECKING:
     from rhapsode.inference.language_model import LanguageModel, NextToken
 
-EIGHTHS = " ▏▎▍▌▋▊▉"
 WIDEST_BAR = 30
 NARROWEST_BAR = 6
 WIDEST_NAME = 24
@@ -105,6 +104,6 @@ def _draw(rows: Sequence[tuple[str, Sequence[float]]], temperatures: Sequence[fl
 
 def _bar(probability: float, width: int) -> str:
     """`probability` in percent, and as a bar in eighths of a character; a full bar of `width` characters is 1."""
-    whole, eighths = divmod(round(probability * width * 8), 8)
-    bar = "█" * whole + (EIGHTHS[eighths] if eighths else "")
-    return f"{100 * probability:5.1f} % {bar:<{width}}"
+    from rhapsode.cli.console import bar
+
+    return f"{100 * probability:5.1f} % {bar(probability, width)}"

@@ -1,1 +1,1 @@
-"""Models of others in, ours out: the doors, each with a check when it is used."""
+"""What others made, in and out."""

@@ -161,7 +161,7 @@ class Chat:
         if self.template is not None and TURN_END in tokenizer.special_tokens and TURN_END not in sampling.stop_tokens:
             sampling = replace(sampling, stop_tokens=(*sampling.stop_tokens, TURN_END))
         text = ""
-        for piece in stream(self.model.model, tokenizer, ids, [sampling], self.model.end_ids):
+        for piece in stream(self.model.decoder(), tokenizer, ids, [sampling], self.model.end_ids):
             text += piece.text
             self.turns = [*turns, Turn("assistant", text)]
             yield piece

@@ -68,7 +68,7 @@ def token_losses(
         raise InputError(f"context must be between 1 and the model's {model.config.context_length}, not {context}")
     if not 1 <= stride <= context:
         raise InputError(f"stride must be between 1 and the context of {context}, not {stride}")
-    device = model.embedding.weight.device
+    device = model.device
     rows = max(1, LOGITS_AT_ONCE // model.config.vocabulary_size)
     context = min(context, len(tokens) - 1)
     every = windows(len(tokens), context, min(stride, context))

@@ -22,9 +22,10 @@ from rhapsode.base.settings import validated
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
 from rhapsode.inference.sampling import Sampling, distribution
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import load_model
+from rhapsode.model.model import Model
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
 
@@ -64,11 +65,19 @@ class Score:
     """ln p of each token after those before it; None for the first."""
 
 
+INSTEAD = {
+    "decoder": "It continues text: `rhapsode generate`.",
+    "encoder": "It fills masks and compares texts: `rhapsode fill`, `rhapsode similar`.",
+    "encoder-decoder": "It turns one text into another: `rhapsode translate`.",
+}
+"""What to do with a model of a kind, where something else was asked of it."""
+
+
 class LanguageModel:
-    """A decoder and its tokenizer.
+    """A model of any of the three kinds and its tokenizer. What a kind cannot do is refused, with what can.
 
     Args:
-        model: the decoder; it stays where it is.
+        model: the model; it stays where it is.
         tokenizer: its tokenizer.
         end_ids: tokens that end a text besides the tokenizer's end of text.
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
@@ -80,7 +89,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         tokenizer: Tokenizer,
         *,
         end_ids: Sequence[int] = (),
@@ -100,9 +109,23 @@ class LanguageModel:
         self.end_ids = frozenset((*own, *end_ids))
 
     @property
-    def config(self) -> DecoderConfig:
-        """The decoder's shape."""
+    def config(self) -> ModelConfig:
+        """The model's shape."""
         return self.model.config
+
+    def decoder(self) -> Decoder:
+        """The model as one that continues text.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        if not isinstance(self.model, Decoder):
+            raise InputError(
+                f"this is an {self.config.kind}; only a decoder continues text",
+                where=self.where,
+                todo=INSTEAD[self.config.kind],
+            )
+        return self.model
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The ids of a prompt. An empty one is the beginning of a text: what follows an end of text.
@@ -123,7 +146,7 @@ class LanguageModel:
         Raises:
             InputError: more tokens than the context length.
         """
-        logits: Tensor = self.model(ids.to(self.model.embedding.weight.device))
+        logits: Tensor = self.decoder()(ids.to(self.model.device))
         return logits
 
     def stream(self, prompt: str, sampling: Sampling | None = None, **settings: Any) -> Iterator[Piece]:
@@ -140,7 +163,7 @@ class LanguageModel:
 
     def stream_several(self, prompt: str, samplings: Sequence[Sampling]) -> Iterator[Piece]:
         """Continue a prompt several times side by side, once for each of `samplings`; errors as `stream`."""
-        return stream(self.model, self.tokenizer, self.encode_prompt(prompt), samplings, self.end_ids)
+        return stream(self.decoder(), self.tokenizer, self.encode_prompt(prompt), samplings, self.end_ids)
 
     def generate(self, prompt: str, sampling: Sampling | None = None, **settings: Any) -> Generation:
         """Continue a prompt; arguments and errors as `stream`."""
@@ -184,7 +207,7 @@ class LanguageModel:
         """
         ids = self.tokenizer.encode(text)
         context = self.config.context_length
-        losses = token_losses(self.model, np.array(ids), context=context, stride=max(1, context // 2))
+        losses = token_losses(self.decoder(), np.array(ids), context=context, stride=max(1, context // 2))
         nats = np.concatenate(list(losses)).astype(np.float64)  # (tokens - 1,)
         return Score(float(nats.mean()), ids, [None, *(-nats).tolist()])
 

@@ -1,4 +1,4 @@
-"""The keys and values of the tokens a model has already read, so that each new token costs one step."""
+"""The keys and values of the tokens a decoder has already read, so that each new token costs one step."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from rhapsode.base.errors import InputError
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.config import ModelConfig
 
 
 class KeyValueCache:
-    """Keys and values of all layers, in memory taken once.
+    """Keys and values of all of a decoder's layers, in memory taken once.
 
     Args:
-        config: the decoder's shape.
+        config: the model's shape.
         batch: sequences side by side.
         capacity: tokens it can hold; at most the model's context length.
     """
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: ModelConfig,
         batch: int,
         capacity: int,
         device: torch.device | str = "cpu",
@@ -28,12 +28,14 @@ class KeyValueCache:
     ) -> None:
         if capacity > config.context_length:
             raise InputError(f"a cache of {capacity} tokens exceeds the model's context of {config.context_length}")
-        shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        sizes = config.towers[-1]
+        shape = (sizes.layers, batch, sizes.kv_heads, capacity, sizes.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.padding: Tensor | None = None  # (batch, length), True where a token is real; None when all are
         self.length = 0
         self.capacity = capacity
+        self._memory: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (batch, kv_heads, new, head_dim); return all of that layer's so far."""
@@ -41,6 +43,19 @@ class KeyValueCache:
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def has_memory(self, layer: int) -> bool:
+        """Whether the layer's keys and values of the other text are here."""
+        return layer in self._memory
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values (batch, kv_heads, source, head_dim) of the other text."""
+        return self._memory[layer]
+
+    def keep_memory(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's keys and values of the other text; returns them."""
+        self._memory[layer] = (keys, values)
+        return keys, values
 
     def extend(self, new: int, padding: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
         """Check that `new` tokens fit and note which of them are real; returns the padding of everything so far."""
@@ -61,3 +76,12 @@ class KeyValueCache:
         self.length = min(self.length, length)
         if self.padding is not None:
             self.padding = self.padding[:, : self.length]
+
+    def select(self, rows: Tensor) -> None:
+        """Sequence i becomes what sequence rows[i] was; rows (batch,) as beams go on from one another."""
+        used = slice(0, self.length)
+        self.keys[:, :, :, used] = self.keys[:, rows, :, used]
+        self.values[:, :, :, used] = self.values[:, rows, :, used]
+        if self.padding is not None:
+            self.padding = self.padding[rows]
+        self._memory = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._memory.items()}

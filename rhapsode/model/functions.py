@@ -42,11 +42,13 @@ def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, direction: int) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
+    pairs = cosine.shape[-1]
+    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
     out = torch.empty_like(x)
-    torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-direction)
-    torch.mul(second, cosine, out=out[..., half:]).addcmul_(first, sine, value=direction)
+    torch.mul(first, cosine, out=out[..., :pairs]).addcmul_(second, sine, value=-direction)
+    torch.mul(second, cosine, out=out[..., pairs : 2 * pairs]).addcmul_(first, sine, value=direction)
+    if 2 * pairs < x.shape[-1]:
+        out[..., 2 * pairs :] = x[..., 2 * pairs :]
     return out
 
 
@@ -64,16 +66,17 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + half]) by their angles (Su et al. 2021, section 3.4.2).
+    """Turn the pairs (x[i], x[i + pairs]) by their angles (Su et al. 2021, section 3.4.2); what is beyond them stays.
 
     Args:
         x: (batch, time, heads, head_dim).
-        cosine: (time, 1, head_dim / 2), or with the batch in front.
+        cosine: (time, 1, pairs), or with the batch in front.
         sine: as `cosine`.
     """
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula, and cannot follow writes into views
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+        pairs = cosine.shape[-1]
+        first, second, rest = torch.split(x, [pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
+        return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
     return _Rotate.apply(x, cosine, sine)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,14 +1,23 @@
-"""The layers that every family is made of: norm, rotary positions, attention, gated feed-forward."""
+"""The layers that every family is made of, besides attention: norms, feed-forwards, mixtures of experts, the head."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rhapsode.model.cache import KeyValueCache
-from rhapsode.model.config import DecoderConfig
-from rhapsode.model.functions import rms_norm, rotate, swiglu
+from rhapsode.model.config import Activation, ModelConfig
+from rhapsode.model.functions import rms_norm, swiglu
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class RMSNorm(nn.Module):
@@ -23,117 +32,109 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.epsilon)
 
 
-def rotary_angles(
-    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position * theta^(-2i / head_dim), i < head_dim / 2 (Su et al. 2021, equation 15).
+class UnitOffsetRMSNorm(RMSNorm):
+    """The same, with the gain stored as its difference from 1."""
 
-    Args:
-        positions: (..., time) integers.
-
-    Returns:
-        two tensors (..., time, 1, head_dim / 2); the 1 broadcasts over heads.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
-    angles = positions[..., None].float() * (1.0 / theta**exponents)  # (..., time, head_dim / 2)
-    return angles.cos().to(dtype)[..., None, :], angles.sin().to(dtype)[..., None, :]
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, 1.0 + self.weight, self.epsilon)
 
 
-def attention_mask(queries: int, keys: int, padding: Tensor | None, device: torch.device) -> Tensor:
-    """Which keys each query may see, True for yes: itself and what is before it, never padding.
-
-    The queries are the last ones of the keys. A padded query sees itself, so that no row is empty; nobody reads it.
-
-    Returns:
-        (queries, keys), or (batch, 1, queries, keys) with padding.
-    """
-    row = torch.arange(keys - queries, keys, device=device)[:, None]
-    column = torch.arange(keys, device=device)[None, :]
-    causal = column <= row  # (queries, keys)
-    if padding is None:
-        return causal
-    return causal & (padding[:, None, None, :] | (column == row))  # (batch, 1, queries, keys)
+def norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    """The family's norm, over `size` numbers (the residual stream's width unless given)."""
+    size = size or config.hidden_size
+    if config.norm == "layer":
+        return nn.LayerNorm(size, config.norm_epsilon, bias=config.norm_bias)
+    return (UnitOffsetRMSNorm if config.norm_unit_offset else RMSNorm)(size, config.norm_epsilon)
 
 
-class Attention(nn.Module):
-    """Multi-head grouped-query self-attention with normed queries and keys, and rotary positions."""
+class FeedForward(nn.Module):
+    """down(act(up(x)))."""
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.query = nn.Linear(config.hidden_size, config.heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.hidden_size, config.kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
-        self.query_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-        self.key_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = nn.Linear(config.hidden_size, width, bias=config.feed_forward_bias)
+        self.down = nn.Linear(width, config.hidden_size, bias=config.feed_forward_bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KeyValueCache | None,
-        return_weights: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mix the values of the visible tokens.
-
-        Args:
-            x: (batch, time, hidden).
-            angles: see `rotary_angles`.
-            mask: see `attention_mask`; None means causal over exactly these tokens.
-            return_weights: take the explicit path and return its weights too, (batch, heads, time, keys).
-        """
-        batch, time, _ = x.shape
-        query = self.query(x).view(batch, time, self.heads, self.head_dim)
-        key = self.key(x).view(batch, time, self.kv_heads, self.head_dim)
-        value = self.value(x).view(batch, time, self.kv_heads, self.head_dim).transpose(1, 2)
-        query = rotate(self.query_norm(query), *angles).transpose(1, 2)  # (batch, heads, time, head_dim)
-        key = rotate(self.key_norm(key), *angles).transpose(1, 2)  # (batch, kv_heads, time, head_dim)
-        if cache is not None:
-            key, value = cache.append(self.layer, key, value)
-        attend = explicit_attention if return_weights else fast_attention
-        mixed, weights = attend(query, key, value, mask)  # (batch, heads, time, head_dim)
-        return self.output(mixed.transpose(1, 2).reshape(batch, time, -1)), weights
-
-
-def fast_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
-    """Attention by torch's fused kernel, which never writes the weights down. Shapes as `explicit_attention`."""
-    grouped = query.shape[1] != key.shape[1]
-    mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, enable_gqa=grouped)
-    return mixed, None
-
-
-def explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(head_dim)) V, written out (Vaswani et al. 2017, equation 1).
-
-    Args:
-        query: (batch, heads, time, head_dim).
-        key: (batch, kv_heads, keys, head_dim).
-        value: (batch, kv_heads, keys, head_dim).
-        mask: True where a key may be seen; None means causal.
-
-    Returns:
-        the mixed values (batch, heads, time, head_dim) and the weights (batch, heads, time, keys).
-    """
-    group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (batch, heads, time, keys)
-    if mask is None:
-        mask = attention_mask(query.shape[2], key.shape[2], None, query.device)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-    return weights @ value, weights
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
 
 
 class GatedFeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate = nn.Linear(config.hidden_size, width, bias=config.feed_forward_bias)
+        self.up = nn.Linear(config.hidden_size, width, bias=config.feed_forward_bias)
+        self.down = nn.Linear(width, config.hidden_size, bias=config.feed_forward_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate(x), self.up(x)))  # type: ignore[no-any-return]
+        gate, up = self.gate(x), self.up(x)
+        inside = swiglu(gate, up) if self.activation is F.silu else self.activation(gate) * up
+        return self.down(inside)  # type: ignore[no-any-return]
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes through its `chosen` most likely experts, weighted by the router's probabilities."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.experts is not None
+        self.chosen, self.normalised = config.experts.chosen, config.experts.normalised
+        self.router = nn.Linear(config.hidden_size, config.experts.count, bias=False)
+        self.experts = nn.ModuleList(
+            GatedFeedForward(config, config.experts.intermediate_size) for _ in range(config.experts.count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
+        probabilities = self.router(tokens).softmax(dim=-1)  # (tokens, experts)
+        weights, experts = probabilities.topk(self.chosen, dim=-1)  # (tokens, chosen) each
+        if self.normalised:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        mixed = torch.zeros_like(tokens)
+        for number in experts.unique().tolist():
+            rows, places = torch.where(experts == number)
+            answer = self.experts[number](tokens[rows]) * weights[rows, places, None]
+            mixed = mixed.index_add(0, rows, answer)
+        return mixed.view_as(x)
+
+
+def feed_forward(config: ModelConfig, layer: int, width: int) -> nn.Module:
+    """The family's feed-forward in one layer."""
+    if config.has_experts(layer):
+        return MixtureOfExperts(config)
+    return (GatedFeedForward if config.gated else FeedForward)(config, width)
+
+
+class Head(nn.Module):
+    """From hidden states to logits: a matrix, and before it, in masked language models, a small transform.
+
+    Args:
+        embedding: the token embedding, whose weights are the head's where they are tied.
+    """
+
+    def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.scale = config.head_scale
+        self.activation = ACTIVATIONS[config.head_activation]
+        if config.head_transform:
+            self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.head_transform_bias)
+            self.norm = norm(config)
+        self.weight = embedding.weight
+        if not config.tied_embeddings:
+            self.weight = nn.Parameter(torch.zeros(config.vocabulary_size, config.hidden_size))
+        self.bias: nn.Parameter | None = None
+        if config.head_bias != "none":
+            learned = config.head_bias == "learned"
+            self.bias = nn.Parameter(torch.zeros(config.vocabulary_size), requires_grad=learned)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocabulary) of hidden states (..., hidden)."""
+        if "dense" in self._modules:
+            hidden = self.norm(self.activation(self.dense(hidden)))
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        return F.linear(hidden, self.weight, self.bias)

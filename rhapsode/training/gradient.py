@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from rhapsode.model.decoder import Decoder, Dropout
+from rhapsode.model.decoder import Decoder
+from rhapsode.model.stack import Dropout
 
 MicroBatch = tuple[Tensor, Tensor, Dropout | None]
 """Inputs and targets, each (windows, context), and the dropout of these samples."""

@@ -21,8 +21,9 @@ import torch
 from rhapsode.base.errors import DamagedError, NotFiniteError
 from rhapsode.base.progress import Progress
 from rhapsode.inference.evaluation import evaluate
-from rhapsode.model.decoder import Decoder, Dropout
+from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import save_model
+from rhapsode.model.stack import Dropout
 from rhapsode.training.batches import Windows
 from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint
 from rhapsode.training.dropout import ResidualDropout

@@ -23,8 +23,9 @@ from rhapsode.base.files import read_json
 from rhapsode.base.machine import memory_bytes
 from rhapsode.base.progress import duration
 from rhapsode.base.settings import overridden
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.config import ModelConfig, Rope
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.initialization import initialise
 from rhapsode.training.gradient import Gradient, workers_for
 from rhapsode.training.optimizers import Optimizers
@@ -82,7 +83,7 @@ class Plan:
     """Every setting of a run, why, and what to expect."""
 
     settings: TrainSettings
-    config: DecoderConfig
+    config: ModelConfig
     choices: list[Choice]
     summary: str
     expected_bits_per_byte: float
@@ -195,10 +196,10 @@ def expected_bits_per_byte(parameters: float, bytes_seen: float, text: Text) -> 
     return float(scale * (FLOOR + SIZE_FACTOR / parameters**SIZE_POWER + TEXT_FACTOR / effective**TEXT_POWER))
 
 
-def shape(settings: TrainSettings, vocabulary_size: int) -> DecoderConfig:
+def shape(settings: TrainSettings, vocabulary_size: int) -> ModelConfig:
     """The model's shape from settings in which every size is chosen, or follows from those that are."""
     heads = settings.heads or max(1, settings.hidden_size // (settings.head_dim or 64))
-    return DecoderConfig(
+    return QWEN3.config(
         vocabulary_size=vocabulary_size,
         hidden_size=settings.hidden_size,
         layers=settings.layers,
@@ -207,7 +208,7 @@ def shape(settings: TrainSettings, vocabulary_size: int) -> DecoderConfig:
         head_dim=settings.head_dim or settings.hidden_size // heads,
         intermediate_size=settings.intermediate_size or max(1, round(settings.hidden_size * 8 / 3 / 32)) * 32,
         context_length=settings.context_length,
-        rope_theta=settings.rope_theta,
+        rope=Rope(settings.rope_theta),
         tied_embeddings=settings.tied_embeddings,
     )
 
@@ -217,7 +218,7 @@ class _Candidate:
     """A shape, and how fast it trains here."""
 
     settings: TrainSettings
-    config: DecoderConfig
+    config: ModelConfig
     seconds_per_token: float
     expected: float
 
@@ -284,7 +285,7 @@ def _open_shapes(settings: TrainSettings) -> list[tuple[int, int]]:
     return sorted(set(shapes))
 
 
-def _sized(settings: TrainSettings, width: int, layers: int) -> tuple[TrainSettings, DecoderConfig]:
+def _sized(settings: TrainSettings, width: int, layers: int) -> tuple[TrainSettings, ModelConfig]:
     head_dim = 32 if width < 256 else 64
     heads = settings.heads or max(1, width // (settings.head_dim or head_dim))
     chosen = overridden(TrainSettings(hidden_size=width, layers=layers, heads=heads), settings)
@@ -303,20 +304,20 @@ def _micro_windows(settings: TrainSettings, workers: int) -> int:
     return min(most, math.ceil((settings.batch_size or most) / workers))
 
 
-def _memory(settings: TrainSettings, config: DecoderConfig, workers: int) -> float:
+def _memory(settings: TrainSettings, config: ModelConfig, workers: int) -> float:
     """Bytes that training takes, roughly: weights, two moments, and a gradient and activations for each worker."""
     widths = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) + 3 * config.vocabulary_size
     tokens = _micro_windows(settings, workers) * settings.context_length
     return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + widths * tokens)
 
 
-def _flops(config: DecoderConfig, settings: TrainSettings) -> float:
+def _flops(config: ModelConfig, settings: TrainSettings) -> float:
     return config.training_flops_per_token(settings.context_length)
 
 
 def _worth_timing(
-    shapes: list[tuple[TrainSettings, DecoderConfig]], text: Text, seconds: float | None
-) -> list[tuple[TrainSettings, DecoderConfig]]:
+    shapes: list[tuple[TrainSettings, ModelConfig]], text: Text, seconds: float | None
+) -> list[tuple[TrainSettings, ModelConfig]]:
     """The three shapes that look best if every one ran at the same share of a guessed peak."""
     if seconds is None or len(shapes) <= 3:
         return shapes[:3]
@@ -334,7 +335,7 @@ def _worth_timing(
 
 def _timed(
     settings: TrainSettings,
-    config: DecoderConfig,
+    config: ModelConfig,
     text: Text,
     device: torch.device,
     workers: int,
@@ -364,7 +365,7 @@ def _step_seconds(
     """Seconds of the gradient of a micro-batch for each worker, and of the optimizers: medians over about `budget`."""
     model, workers = gradient.model, len(gradient.losses)
     windows = _micro_windows(settings, workers)
-    ids = torch.arange(windows * settings.context_length, device=model.embedding.weight.device) * 7919
+    ids = torch.arange(windows * settings.context_length, device=model.device) * 7919
     ids = (ids % model.config.vocabulary_size).view(windows, settings.context_length)
     computes: list[float] = []
     updates: list[float] = []
@@ -374,7 +375,7 @@ def _step_seconds(
         gradient.compute([(ids, ids, None)] * workers, workers * ids.numel())
         middle = time.perf_counter()
         optimizers.step()
-        model.final_norm.weight[0].item()  # waits for the device
+        model.embedding.weight[0, 0].item()  # waits for the device
         computes.append(middle - start)
         updates.append(time.perf_counter() - middle)
     return statistics.median(computes[1:]), statistics.median(updates[1:])

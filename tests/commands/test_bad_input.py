@@ -212,7 +212,11 @@ MODELS: list[Model] = [
     ("no configuration", lambda folder: (folder / "config.json").unlink(), ""),
     ("broken configuration", _cut("config.json", 0.5), "config.json"),
     ("unknown architecture", _change_config(architectures=["MambaForCausalLM"]), "MambaForCausalLM"),
-    ("configuration that names code", _change_config(auto_map={"AutoModel": "evil.Model"}), "auto_map"),
+    (
+        "configuration that names code",
+        _change_config(architectures=["Evil"], auto_map={"AutoModel": "evil.Model"}),
+        "auto_map",
+    ),
     ("layers that are not there", _change_config(num_hidden_layers=5), ""),
     ("absurd size", _change_config(hidden_size=2**60), ""),
     ("negative size", _change_config(num_hidden_layers=-1), ""),
@@ -220,6 +224,14 @@ MODELS: list[Model] = [
     ("broken tokenizer", _cut("tokenizer.json", 0.5), "tokenizer.json"),
     ("no folder", lambda folder: folder.rename(folder.with_name("elsewhere")), "model"),
 ]
+
+
+def test_code_that_nobody_needs_is_not_followed(model_folder: Path, rhapsode: Rhapsode) -> None:
+    """The architecture is known, so the folder is all that it takes; that code was named is told."""
+    _change_config(auto_map={"AutoModel": "evil.Model"}, kernel_config={"attn": "evil/kernel"})(model_folder)
+    done = rhapsode("generate", model_folder, "To be")
+    assert done.code == 0
+    assert "auto_map, kernel_config would run code" in done.err
 
 
 @pytest.mark.parametrize("model", MODELS, ids=[name for name, *_ in MODELS])
@@ -232,6 +244,7 @@ def test_models_that_cannot_be_used(model: Model, model_folder: Path, tmp_path: 
         ["next", model_folder, "To be"],
         ["evaluate", model_folder, "text.txt"],
         ["verify", model_folder],
+        ["similar", "e", "--model", model_folder],
     ):
         done = rhapsode(*words)
         assert done.code == 2, words

@@ -13,10 +13,13 @@ from rhapsode.training.settings import TrainSettings
 
 from .conftest import Rhapsode
 
-TOKENIZER = ["train", "encode", "decode", "compare"]
+SUBCOMMANDS = [
+    *(["tokenizer", name] for name in ("train", "encode", "decode", "compare")),
+    *(["embeddings", name] for name in ("evaluate", "picture")),
+]
 
 
-@pytest.mark.parametrize("words", [[name] for name, *_ in COMMANDS] + [["tokenizer", name] for name in TOKENIZER])
+@pytest.mark.parametrize("words", [[name] for name, *_ in COMMANDS] + SUBCOMMANDS)
 def test_help(words: list[str], rhapsode: Rhapsode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = rhapsode(*words, "--help")

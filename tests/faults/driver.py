@@ -55,7 +55,7 @@ def limit(size: int) -> None:
 
 
 def matrix_of(model: Any) -> Any:
-    return model.blocks[0].attention.query.weight
+    return model.stack.blocks[0].attention.query.weight
 
 
 def spoil_gradient(gradient: Any, *_: Any) -> None:

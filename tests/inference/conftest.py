@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rhapsode.inference.language_model import LanguageModel, load
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.tokenizer.tokenizer import Tokenizer
 from rhapsode.tokenizer.train import train_tokenizer
@@ -19,7 +20,7 @@ from rhapsode.tokenizer.train import train_tokenizer
 CONTEXT = 64
 
 
-def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
+def random_decoder(config: ModelConfig, seed: int = 0) -> Decoder:
     model = Decoder(config)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -34,7 +35,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     """Save a random model for a tokenizer; the tokens named in `never` have no chance to be drawn."""
 
     def make(tokenizer: Tokenizer, /, *, never: tuple[str, ...] = (), **provenance: Any) -> Path:
-        config = DecoderConfig(tokenizer.vocabulary_size, 32, 2, 4, 2, 8, 64, CONTEXT, tied_embeddings=False)
+        config = QWEN3.config(tokenizer.vocabulary_size, 32, 2, 4, 2, 8, 64, CONTEXT, tied_embeddings=False)
         model = random_decoder(config)
         with torch.no_grad():
             for name in never:

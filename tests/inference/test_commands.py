@@ -19,8 +19,8 @@ import torch
 from rhapsode.cli.main import run
 from rhapsode.inference.evaluation import evaluate
 from rhapsode.inference.language_model import LanguageModel, load
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
 from rhapsode.tokenizer.train import train_tokenizer
@@ -250,7 +250,7 @@ def test_chat_regenerates_with_the_next_seed_and_two_slashes_say_one(
 @pytest.mark.timeout(60)
 def test_ctrl_c_stops_the_reply_and_only_the_reply(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["plain words of text"], "character")
-    decoder = Decoder(DecoderConfig(tokenizer.vocabulary_size, 16, 1, 2, 2, 8, 16, 200_000, tied_embeddings=False))
+    decoder = Decoder(QWEN3.config(tokenizer.vocabulary_size, 16, 1, 2, 2, 8, 16, 200_000, tied_embeddings=False))
     torch.nn.init.zeros_(decoder.head.weight)  # at temperature 0 it says its first character for ever
     save_model(tmp_path, decoder, tokenizer, {"objective": "next token"})
     words = [

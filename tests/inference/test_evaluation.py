@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError
 from rhapsode.inference.evaluation import evaluate, windows
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.initialization import initialise
 
 CONTEXT = 12
@@ -22,7 +22,7 @@ VOCABULARY = 17
 
 @pytest.fixture(scope="module")
 def model() -> Decoder:
-    config = DecoderConfig(VOCABULARY, 16, 2, 2, 1, 8, 24, CONTEXT)
+    config = QWEN3.config(VOCABULARY, 16, 2, 2, 1, 8, 24, CONTEXT)
     model = Decoder(config)
     initialise(model, 0)
     noise = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def test_more_overlap_means_more_context_and_full_stride_means_none(model: Decod
 
 
 def test_a_uniform_model_costs_log_vocabulary_for_every_token_the_first_included() -> None:
-    config = DecoderConfig(VOCABULARY, 16, 1, 2, 1, 8, 24, CONTEXT, tied_embeddings=False)
+    config = QWEN3.config(VOCABULARY, 16, 1, 2, 1, 8, 24, CONTEXT, tied_embeddings=False)
     uniform = Decoder(config)
     initialise(uniform, 0)  # an untied head starts at zero
     result = evaluate(uniform, text(30), context=CONTEXT, stride=5, bytes_of_text=77)

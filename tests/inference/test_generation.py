@@ -16,8 +16,8 @@ from rhapsode.base.errors import InputError
 from rhapsode.inference.generation import StopStrings, stream
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.sampling import Sampling, distribution, draw
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.tokenizer.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 from rhapsode.tokenizer.train import train_tokenizer
 
@@ -101,7 +101,7 @@ class Scripted:
     def __init__(self, tokenizer: Tokenizer, script: list[int], prompt: list[int] | None = None) -> None:
         self.tokenizer, self.script = tokenizer, script
         self.prompt = prompt if prompt is not None else tokenizer.encode("plain")
-        self.model = Decoder(DecoderConfig(tokenizer.vocabulary_size, 8, 1, 1, 1, 8, 8, 256, tied_embeddings=False))
+        self.model = Decoder(QWEN3.config(tokenizer.vocabulary_size, 8, 1, 1, 1, 8, 8, 256, tied_embeddings=False))
 
     def pieces(self, **fields: Any) -> list[Any]:
         steps = iter(self.script)

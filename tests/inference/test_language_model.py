@@ -16,8 +16,8 @@ import rhapsode
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.sampling import Sampling
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.model.initialization import initialise
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -46,7 +46,7 @@ def test_greedy_text_of_200_tokens_equals_transformers(shakespeare: Path, tmp_pa
     logging.disable_progress_bar()
     tokenizer = train_tokenizer([shakespeare.read_text(encoding="utf-8")[:20_000]], "bpe", 400)
     generator = torch.Generator().manual_seed(5)
-    model = Decoder(DecoderConfig(tokenizer.vocabulary_size, 48, 2, 4, 2, 12, 96, 256, tied_embeddings=False))
+    model = Decoder(QWEN3.config(tokenizer.vocabulary_size, 48, 2, 4, 2, 12, 96, 256, tied_embeddings=False))
     with torch.no_grad():
         for parameter in model.parameters():
             values = torch.randn(parameter.shape, generator=generator)

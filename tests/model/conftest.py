@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from rhapsode.base.files import write_json
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
-from rhapsode.model.families import FAMILIES
-from rhapsode.model.folder import save_weights
+from rhapsode.model.folder import config_values, save_weights
 
 
-def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
+def random_decoder(config: ModelConfig, seed: int = 0) -> Decoder:
     model = Decoder(config)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -30,7 +29,7 @@ def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
 
 def save_bare(folder: Path, model: Decoder) -> None:
     """A model folder without a tokenizer."""
-    write_json(folder / "config.json", FAMILIES[model.config.family].write_config(model.config))
+    write_json(folder / "config.json", config_values(model.config))
     save_weights(folder, model)
 
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError
+from rhapsode.model.attention import Sight, explicit_attention, fast_attention, visible
 from rhapsode.model.cache import KeyValueCache
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
-from rhapsode.model.layers import attention_mask, explicit_attention, fast_attention
+from rhapsode.model.families.qwen3 import QWEN3
+from rhapsode.model.stack import Weights
 
 MakeDecoder = Callable[..., Decoder]
-CONFIG = DecoderConfig(40, 24, 3, 6, 2, 8, 32, 24)
+CONFIG = QWEN3.config(40, 24, 3, 6, 2, 8, 32, 24)
 
 
 @settings(deadline=None, max_examples=40)
@@ -35,9 +36,10 @@ def test_fast_equals_explicit(*, batch: int, kv_heads: int, group: int, time: in
     key = torch.randn(batch, kv_heads, keys, 8, generator=noise)
     value = torch.randn(batch, kv_heads, keys, 8, generator=noise)
     padding = torch.rand(batch, keys, generator=noise) < 0.7 if padded else None
-    mask = None if past == 0 and not padded else attention_mask(time, keys, padding, query.device)
-    fast, _ = fast_attention(query, key, value, mask)
-    explicit, weights = explicit_attention(query, key, value, mask)
+    mask = None if past == 0 and not padded else visible(time, keys, causal=True, padding=padding)
+    sight = Sight(mask, causal=True)
+    fast, _ = fast_attention(query, key, value, sight, 8**-0.5)
+    explicit, weights = explicit_attention(query, key, value, sight, 8**-0.5)
     torch.testing.assert_close(fast, explicit, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(batch, kv_heads * group, time))
     future = torch.arange(keys)[None, :] > torch.arange(past, keys)[:, None]
@@ -52,7 +54,7 @@ def test_fast_equals_explicit(*, batch: int, kv_heads: int, group: int, time: in
 def test_asking_for_weights_changes_no_logit(make_decoder: MakeDecoder, cached: bool) -> None:
     model = make_decoder(CONFIG)
     ids = torch.randint(40, (2, 20), generator=torch.Generator().manual_seed(0))
-    weights: list[torch.Tensor] = []
+    weights = Weights()
     with torch.no_grad():
         plain = model(ids)
         if cached:
@@ -62,8 +64,8 @@ def test_asking_for_weights_changes_no_logit(make_decoder: MakeDecoder, cached: 
             torch.testing.assert_close(seen, plain[:, 15:], atol=1e-5, rtol=0)
         else:
             torch.testing.assert_close(model(ids, weights=weights), plain, atol=1e-5, rtol=0)
-    assert [tuple(layer.shape) for layer in weights] == [(2, 6, 5 if cached else 20, 20)] * 3
-    for layer in weights:
+    assert [tuple(layer.shape) for layer in weights.decoder] == [(2, 6, 5 if cached else 20, 20)] * 3
+    for layer in weights.decoder:
         torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
 
 
@@ -72,7 +74,7 @@ def test_weights_are_the_formula(make_decoder: MakeDecoder) -> None:
     query = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
     key = torch.tensor([[[[1.0, 1.0], [0.0, 3.0]]]])
     value = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
-    mixed, weights = explicit_attention(query, key, value, None)
+    mixed, weights = explicit_attention(query, key, value, Sight(None, causal=True), 2**-0.5)
     first, second = torch.exp(torch.tensor([2.0, 6.0]) / 2**0.5)
     expected = torch.stack((first, second)) / (first + second)
     torch.testing.assert_close(weights[0, 0, 0], torch.tensor([1.0, 0.0]))

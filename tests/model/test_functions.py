@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rhapsode.model.config import Rope
 from rhapsode.model.functions import rms_norm, rotate, swiglu
-from rhapsode.model.layers import rotary_angles
+from rhapsode.model.positions import rotary_angles
 
 EPSILON = 1e-3  # large enough to matter
 
@@ -79,7 +80,7 @@ def test_rms_norm_in_double_precision_has_the_right_gradient() -> None:
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.booleans())
 def test_rotate(batch: int, time: int, heads: int, half: int, batched: bool) -> None:
     positions = torch.arange(batch * time).view(batch, time) * 3 if batched else torch.arange(time)
-    cosine, sine = rotary_angles(positions, 2 * half, 100.0)
+    cosine, sine = rotary_angles(positions, Rope(100.0), 2 * half)
     x = noise(batch, time, heads, 2 * half)
     assert_same_values_and_gradients(
         lambda x: rotate(x, cosine.to(x.dtype), sine.to(x.dtype)),
@@ -89,7 +90,7 @@ def test_rotate(batch: int, time: int, heads: int, half: int, batched: bool) -> 
 
 
 def test_rotate_and_swiglu_pass_gradcheck() -> None:
-    cosine, sine = rotary_angles(torch.arange(4), 6, 100.0, torch.float64)
+    cosine, sine = rotary_angles(torch.arange(4), Rope(100.0), 6, torch.float64)
     x = noise(2, 4, 3, 6).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: rotate(x, cosine, sine), (x,))
     gate, up = noise(3, 5).double().requires_grad_(), noise(3, 5, seed=1).double().requires_grad_()
@@ -97,7 +98,7 @@ def test_rotate_and_swiglu_pass_gradcheck() -> None:
 
 
 def test_rotation_turns_by_position_times_frequency() -> None:
-    cosine, sine = rotary_angles(torch.tensor([0, 7]), 4, 100.0)
+    cosine, sine = rotary_angles(torch.tensor([0, 7]), Rope(100.0), 4)
     angles = torch.tensor([[0.0, 0.0], [7.0, 7.0 / 10.0]])  # 100^(-0/4) = 1, 100^(-2/4) = 1/10
     torch.testing.assert_close(cosine[:, 0], angles.cos())
     torch.testing.assert_close(sine[:, 0], angles.sin())

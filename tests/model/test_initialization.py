@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from rhapsode.base.errors import InputError
-from rhapsode.model.config import DecoderConfig
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.initialization import group_of, initialise
 
-CONFIG = DecoderConfig(512, 96, 3, 4, 2, 24, 160, 64)
+CONFIG = QWEN3.config(512, 96, 3, 4, 2, 24, 160, 64)
 
 
-def started(config: DecoderConfig, seed: int = 0) -> Decoder:
+def started(config: ModelConfig, seed: int = 0) -> Decoder:
     model = Decoder(config)
     initialise(model, seed)
     return model
@@ -76,7 +77,7 @@ def test_a_model_starts_as_its_embedding() -> None:
     model = started(CONFIG)
     ids = torch.randint(512, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(model.hidden(ids), model.final_norm(model.embedding(ids)))
+        torch.testing.assert_close(model.hidden(ids), model.stack.final_norm(model.embedding(ids)))
 
 
 def test_targets_below_zero_do_not_count() -> None:

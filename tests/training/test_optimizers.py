@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rhapsode.base.errors import DamagedError, MismatchError
-from rhapsode.model.config import DecoderConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.training.optimizers import Muon, Optimizers, orthogonalise
 from rhapsode.training.settings import TrainSettings
 
-CONFIG = DecoderConfig(61, 16, 2, 2, 1, 8, 24, 12, tied_embeddings=False)
+CONFIG = QWEN3.config(61, 16, 2, 2, 1, 8, 24, 12, tied_embeddings=False)
 SETTINGS = TrainSettings(
     learning_rate=0.02,
     embedding_learning_rate=0.05,
@@ -292,8 +292,10 @@ def test_state_of_another_model_is_refused(name: str) -> None:
     optimizers = Optimizers(model, replace(SETTINGS, optimizer=name))
     train(model, optimizers, range(1))
     state = optimizers.state()
-    with pytest.raises(MismatchError, match=r"unknown parameters: blocks\.7\.gate"):
-        Optimizers(model, replace(SETTINGS, optimizer=name)).load_state(state | {"blocks.7.gate/x": torch.ones(1)})
-    key = next(key for key in state if key.startswith("blocks.0.") and not key.endswith("/step"))
+    with pytest.raises(MismatchError, match=r"unknown parameters: stack\.blocks\.7\.gate"):
+        Optimizers(model, replace(SETTINGS, optimizer=name)).load_state(
+            state | {"stack.blocks.7.gate/x": torch.ones(1)}
+        )
+    key = next(key for key in state if key.startswith("stack.blocks.0.") and not key.endswith("/step"))
     with pytest.raises(DamagedError, match="has a wrong shape"):
         Optimizers(model, replace(SETTINGS, optimizer=name)).load_state(state | {key: state[key][:-1]})

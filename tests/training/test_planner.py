@@ -152,7 +152,7 @@ def test_sizes_follow_from_those_chosen(
     assert (config.heads, config.kv_heads, config.head_dim) == (heads, kv_heads, head_dim)
     assert config.intermediate_size == intermediate
     assert (config.vocabulary_size, config.layers, config.context_length) == (99, 2, 64)
-    assert (config.rope_theta, config.tied_embeddings) == (10_000.0, False)
+    assert (config.rope.theta, config.tied_embeddings) == (10_000.0, False)
 
 
 def test_shapes_that_cannot_be_are_refused() -> None:
@@ -289,7 +289,7 @@ def test_every_choice_is_kept() -> None:
     assert plan.settings == chosen
     assert (plan.config.hidden_size, plan.config.layers, plan.config.intermediate_size) == (64, 3, 50)
     assert (plan.config.heads, plan.config.kv_heads, plan.config.head_dim) == (3, 1, 10)
-    assert (plan.config.vocabulary_size, plan.config.context_length, plan.config.rope_theta) == (260, 24, 500.0)
+    assert (plan.config.vocabulary_size, plan.config.context_length, plan.config.rope.theta) == (260, 24, 500.0)
     assert plan.config.tied_embeddings
     assert not plan.timed  # steps that were asked for do not follow the clock
 
