@@ -56,6 +56,33 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         sync_folder(path.parent)
 
 
+@contextmanager
+def new_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary sibling, for the block to write, that becomes `target` in one rename when it ends well.
+
+    What `write_atomically` is for files that are too large to be made in memory.
+
+    Raises:
+        InputError: `target` exists and `replace` is false.
+    """
+    if target.exists() and not replace:
+        raise InputError(
+            "already exists", where=str(target), todo="Choose another name, or pass --force to replace it."
+        )
+    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+    durable = not any(folder in _unfinished for folder in target.parents)
+    try:
+        yield temporary
+        if durable:
+            sync_file(temporary)
+        temporary.replace(target)
+    except BaseException:
+        remove(temporary)
+        raise
+    if durable:
+        sync_folder(target.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as `as_json` gives it, atomically."""
     write_atomically(path, as_json(value))

@@ -52,6 +52,11 @@ def pre_tokenizer_settings(name: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split_settings(PATTERNS[name]), BYTE_LEVEL]}
 
 
+def cut_alike(settings: Any, others: Any) -> bool:
+    """Whether two `pre_tokenizer` parts of a tokenizer.json give the same pieces."""
+    return bool(_what_matters(settings) == _what_matters(others))
+
+
 def pre_tokenizer_name(settings: Any) -> str | None:
     """The name under which llama.cpp knows this `pre_tokenizer` part of a tokenizer.json, if it does."""
     asked = _what_matters(settings)
