@@ -77,8 +77,7 @@ def rhapsode_qwen3(a: argparse.Namespace) -> Callable[[int], None]:
         share = -(-a.batch // workers)
         batches: list[MicroBatch] = [
             (
-                ids[first : first + share, :-1],
-                ids[first : first + share, 1:],
+                (ids[first : first + share, :-1], ids[first : first + share, 1:]),
                 ResidualDropout(a.dropout, 0, number, first) if a.dropout else None,
             )
             for first in range(0, a.batch, share)

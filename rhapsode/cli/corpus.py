@@ -18,7 +18,11 @@ def corpus(
     validation_fraction: float = 0.1,
     seed: int = 0,
     licence: str | None = None,
+    target: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    validation_target: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    pairs: Annotated[bool, Parameter(negative=())] = False,
     text_field: str = "text",
+    target_field: str | None = None,
     separator: str | None = None,
     encoding: str | None = None,
     skip_bad: Annotated[bool, Parameter(negative=())] = False,
@@ -44,8 +48,16 @@ def corpus(
         Another seed keeps other documents.
     licence
         The licence of these texts, recorded with each document.
+    target
+        Texts whose lines belong to those of TEXT, file by file: each document is a pair of lines.
+    validation_target
+        What --target is to TEXT, to --validation.
+    pairs
+        TEXT holds pairs: a TAB is between them in each line, or --text-field and --target-field are one.
     text_field
         The field of JSON lines, or the column of CSV and parquet files, that holds the text.
+    target_field
+        With --pairs: the field or column that holds the other side; "target" unless given.
     separator
         Where this stands in a text file, one document ends and the next begins, as "<|endoftext|>". \\n is a newline.
     encoding
@@ -58,6 +70,8 @@ def corpus(
     from rhapsode.base.errors import InputError
     from rhapsode.corpus.prepare import prepare_corpus
 
+    if target_field is not None and not pairs:
+        raise InputError("is for rows that are pairs", where="--target-field", todo="Say so with --pairs.")
     _refuse_options(texts)
     if not texts:
         raise InputError("there is no TEXT", todo="Name files, folders or globs, or - for standard input.")
@@ -69,7 +83,10 @@ def corpus(
             validation_fraction=validation_fraction,
             seed=seed,
             licence=licence,
+            target=target,
+            validation_target=validation_target,
             text_field=text_field,
+            target_field=target_field or ("target" if pairs else None),
             separator=separator,
             encoding=encoding,
             skip_bad=skip_bad,

@@ -90,7 +90,7 @@ def encode(
     Parameters
     ----------
     tokenizer
-        A folder with a tokenizer, or a tokenizer.json.
+        A folder with a tokenizer, or a file of one, ours or others'.
     text
         The text, the name of a file of UTF-8 text, or - for standard input.
     pieces
@@ -134,7 +134,7 @@ def decode(
     Parameters
     ----------
     tokenizer
-        A folder with a tokenizer, or a tokenizer.json.
+        A folder with a tokenizer, or a file of one, ours or others'.
     ids
         Numbers, as `rhapsode tokenizer encode` prints them, or - to read them from standard input.
     skip_special
@@ -171,7 +171,7 @@ def compare(
     Parameters
     ----------
     tokenizers
-        Folders with tokenizers, or tokenizer.json files.
+        Folders with tokenizers, or files of them, ours or others'.
     text
         A file, folder, glob, a corpus made by `rhapsode corpus`, or - for standard input. May be given several times.
     text_field
@@ -187,7 +187,7 @@ def compare(
     from rhapsode.tokenizer.tokenizer import Tokenizer
 
     if not tokenizers:
-        raise InputError("there is no TOKENIZER", todo="Name folders with tokenizers, or tokenizer.json files.")
+        raise InputError("there is no TOKENIZER", todo="Name folders with tokenizers, or files of them.")
     _refuse_options(text, compare)
     coders = [Tokenizer.load(path) for path in tokenizers]
     rows = comparing.compare(coders, _read(text, text_field=text_field, then="Encoding."))

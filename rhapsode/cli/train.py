@@ -31,8 +31,16 @@ class Reading:
     """Texts to validate on; part of the texts is kept for it unless given."""
     validation_fraction: float | None = None
     """The share of the text that is kept for validation; 0.1 unless given."""
+    target: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None
+    """Texts whose lines belong to those of the texts: an encoder-decoder learns to turn each line into the other."""
+    validation_target: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None
+    """What --target is to the texts, to those of --validation."""
+    pairs: Annotated[bool | None, Parameter(negative="")] = None
+    """The texts hold pairs: a TAB is between them in each line, or --text-field and --target-field are one."""
     text_field: str | None = None
     """The field of JSON lines, or the column of CSV and parquet files, that holds the text."""
+    target_field: str | None = None
+    """With --pairs: the field that holds the other side; target unless given."""
     separator: str | None = None
     """Where this stands in a text file, one document ends and the next begins."""
     encoding: str | None = None
@@ -89,12 +97,28 @@ def train(
         dry_run=dry_run,
         started=started,
         show_plan=show_plan,
-        **(given(reading) if reading else {}),
+        **reading_arguments(given(reading) if reading else {}),
     )
     if dry_run:
         print(f"\nNothing was trained. Without --dry-run the run would be in {result.run}.")
     else:
         show_result(result)
+
+
+def reading_arguments(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `prepare_corpus` that flags stand for.
+
+    Raises:
+        InputError: --target-field without --pairs.
+    """
+    from rhapsode.base.errors import InputError
+
+    arguments = dict(chosen)
+    if arguments.pop("pairs", False):
+        return {"target_field": "target"} | arguments
+    if "target_field" in arguments:
+        raise InputError("is for rows that are pairs", where="--target-field", todo="Say so with --pairs.")
+    return arguments
 
 
 def show_plan(plan: Plan) -> None:

@@ -81,16 +81,23 @@ class Reading:
 
     Args:
         text_field: the field of JSON lines, or the column of CSV and parquet files, that holds the text.
+        target_field: the one that holds the other side, where each row is a pair; in text files a TAB is between.
         separator: where it stands in a text file, one document ends and the next begins.
         encoding: the encoding of every text, or None to find it out.
         skip_bad: drop and count what cannot be read.
     """
 
     text_field: str = "text"
+    target_field: str | None = None
     separator: str | None = None
     encoding: str | None = None
     skip_bad: bool = False
     report: ReadReport = field(default_factory=ReadReport)
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that a row must have."""
+        return [self.text_field] if self.target_field is None else [self.text_field, self.target_field]
 
     def bad(self, error: UnreadableTextError) -> None:
         """Count `error` if bad texts are to be skipped, raise it otherwise."""

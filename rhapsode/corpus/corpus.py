@@ -105,6 +105,11 @@ class Corpus:
         """Depends only on the texts and the split: SHA-256 in hexadecimal digits."""
         return str(self.manifest["fingerprint"])
 
+    @property
+    def pairs(self) -> bool:
+        """Whether each document is a pair of texts, which `sides_of` takes apart."""
+        return bool(self.manifest.get("settings", {}).get("pairs", False))
+
     def count(self, split: Split) -> int:
         """How many documents."""
         return len(self._offsets[split]) - 1

@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rhapsode.base.errors import InputError
 from rhapsode.corpus.account import Reading, UnreadableTextError
 from rhapsode.corpus.decode import LONGEST_LINE, DecodedText, compose, composed, lines, too_long, whole, with_newlines
 from rhapsode.corpus.markup import visible_text
+from rhapsode.corpus.sides import BETWEEN, as_pair
 from rhapsode.corpus.unpack import Source, seekable
 
 ROWS_AT_ONCE = 128
@@ -43,7 +44,15 @@ def pieces_of(source: Source, reading: Reading) -> Iterator[Piece]:
     return _FORMATS[source.kind](source, reading)
 
 
+def _document(texts: Sequence[str]) -> str:
+    """The document of a row: its text, or the pair that its two texts make."""
+    return compose(texts[0]) if len(texts) == 1 else as_pair(*map(compose, texts))
+
+
 def _text(source: Source, reading: Reading) -> Iterator[Piece]:
+    if reading.target_field is not None:
+        yield from _tabbed(source, reading)
+        return
     decoded = DecodedText(source.stream, source.name, reading.encoding)
     texts = composed(decoded, source.name)
     if reading.separator:
@@ -52,6 +61,21 @@ def _text(source: Source, reading: Reading) -> Iterator[Piece]:
     for text in texts:
         yield Piece(text, source.name, decoded.encoding, last=False)
     yield Piece("", source.name, decoded.encoding)
+
+
+def _tabbed(source: Source, reading: Reading) -> Iterator[Piece]:
+    """Pairs, each a line with a TAB between its sides; further columns are counted as dropped."""
+    decoded = DecodedText(source.stream, source.name, reading.encoding)
+    for number, line in enumerate(lines(composed(decoded, source.name), source.name), start=1):
+        where = f"{source.name}:{number}"
+        first, between, rest = line.partition(BETWEEN)
+        second, more, _ = rest.partition(BETWEEN)
+        if not between and first.strip():
+            reading.bad(_broken("has no TAB, so it is no pair", where))
+            continue
+        if more:
+            reading.report.drop("columns after the second", where)
+        yield Piece(as_pair(first, second), where, decoded.encoding)
 
 
 def _separated(texts: Iterable[str], separator: str, name: str, decoded: DecodedText) -> Iterator[Piece]:
@@ -90,15 +114,15 @@ def _json_lines(source: Source, reading: Reading) -> Iterator[Piece]:
             continue
         where = f"{source.name}:{number}"
         try:
-            text = _field(line, reading.text_field, where)
+            texts = _fields(line, reading.fields, where)
         except UnreadableTextError as error:
             reading.bad(error)
             continue
-        yield Piece(compose(text), where, decoded.encoding)
+        yield Piece(_document(texts), where, decoded.encoding)
 
 
-def _field(line: str, name: str, where: str) -> str:
-    """The text in one JSON line; null is no text."""
+def _fields(line: str, names: Sequence[str], where: str) -> list[str]:
+    """The texts in one JSON line; null is no text."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -106,6 +130,10 @@ def _field(line: str, name: str, where: str) -> str:
         raise _broken(f"is not JSON ({detail})", where) from None
     if not isinstance(row, dict):
         raise _broken("is not a JSON object", where)
+    return [_field(row, name, where) for name in names]
+
+
+def _field(row: dict[str, Any], name: str, where: str) -> str:
     if name not in row:
         raise _no_field(name, row, where)
     text = row[name]
@@ -124,9 +152,12 @@ def _csv(source: Source, reading: Reading) -> Iterator[Piece]:
     decoded = DecodedText(source.stream, source.name, reading.encoding)
     rest = lines(decoded, source.name)
     first = next(rest, "")
-    delimiter = next((sign for sign in CSV_DELIMITERS if reading.text_field in _header(first, sign)), None)
+    wanted = set(reading.fields)
+    delimiter = next((sign for sign in CSV_DELIMITERS if wanted <= set(_header(first, sign))), None)
     if delimiter is None:
-        raise _no_field(reading.text_field, _header(first, ","), f"{source.name}:1")
+        there = max((_header(first, sign) for sign in CSV_DELIMITERS), key=len)
+        missing = next(name for name in reading.fields if name not in there)
+        raise _no_field(missing, there, f"{source.name}:1")
     csv.field_size_limit(LONGEST_LINE)
     rows = csv.reader(itertools.chain([first], rest), delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -141,11 +172,11 @@ def _csv(source: Source, reading: Reading) -> Iterator[Piece]:
             return
         if header is None:
             header = [name.strip() for name in row]
-            column = header.index(reading.text_field)
+            columns = [header.index(name) for name in reading.fields]
         elif row and len(row) != len(header):
             reading.bad(_broken(f"has {len(row)} fields where the header has {len(header)}", where))
         elif row:
-            yield Piece(compose(row[column]), where, decoded.encoding)
+            yield Piece(_document([row[column] for column in columns]), where, decoded.encoding)
 
 
 def _header(line: str, delimiter: str) -> list[str]:
@@ -163,23 +194,24 @@ def _parquet(source: Source, reading: Reading) -> Iterator[Piece]:
             where=source.name,
             todo="Install it: pip install 'rhapsode[parquet]'.",
         ) from None
-    field = reading.text_field
     try:
         with seekable(source.stream) as stream, parquet.ParquetFile(stream) as file:
             schema = file.schema_arrow
-            if field not in schema.names:
-                raise _no_field(field, schema.names, source.name)
-            if not _holds_text(schema.field(field).type, pyarrow.types):
-                raise _broken(f"the column {field!r} is not text but {schema.field(field).type}", source.name)
+            for field in reading.fields:
+                if field not in schema.names:
+                    raise _no_field(field, schema.names, source.name)
+                if not _holds_text(schema.field(field).type, pyarrow.types):
+                    raise _broken(f"the column {field!r} is not text but {schema.field(field).type}", source.name)
             number = 0
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[field], use_threads=False):
-                for cell in batch.column(0).to_pylist():
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=reading.fields, use_threads=False):
+                columns = [batch.column(field).to_pylist() for field in reading.fields]
+                for cells in zip(*columns, strict=True):
                     number += 1
-                    where, text = f"{source.name}:{number}", cell or ""
-                    if len(text) > LONGEST_LINE:
+                    where, texts = f"{source.name}:{number}", [with_newlines(cell or "") for cell in cells]
+                    if max(map(len, texts)) > LONGEST_LINE:
                         reading.bad(too_long(where))
                     else:
-                        yield Piece(compose(with_newlines(text)), where, "utf-8")
+                        yield Piece(_document(texts), where, "utf-8")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         detail = str(error).splitlines()[0].rstrip(".")
         raise UnreadableTextError(
@@ -203,7 +235,7 @@ def _no_field(name: str, fields: Iterable[str], where: str) -> UnreadableTextErr
         f"there is no field {name!r} (there are: {there})",
         reason="no such field",
         where=where,
-        todo="Name the one that holds the text with --text-field.",
+        todo="Name the one that holds the text with --text-field (and the other side of pairs with --target-field).",
     )
 
 

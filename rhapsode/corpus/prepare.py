@@ -37,6 +37,7 @@ from rhapsode.corpus.corpus import (
 from rhapsode.corpus.decode import BLOCK_BYTES
 from rhapsode.corpus.formats import Piece
 from rhapsode.corpus.read import read_pieces
+from rhapsode.corpus.sides import sides_of
 from rhapsode.corpus.split import characters_for_training, choose_validation, rank
 from rhapsode.corpus.unpack import printable
 
@@ -52,6 +53,9 @@ def prepare_corpus(
     seed: int = 0,
     licence: str | None = None,
     text_field: str = "text",
+    target: Sequence[str] = (),
+    validation_target: Sequence[str] = (),
+    target_field: str | None = None,
     separator: str | None = None,
     encoding: str | None = None,
     skip_bad: bool = False,
@@ -67,7 +71,8 @@ def prepare_corpus(
             the bytes, or the last part of a single document.
         seed: another seed chooses other documents for validation.
         licence: recorded for each document.
-        text_field, separator, encoding, skip_bad: see `read_pieces`.
+        text_field, target, target_field, separator, encoding, skip_bad: see `read_pieces`.
+        validation_target: what `target` is to `inputs`, to `validation`.
         force: replace `out` if it is a corpus.
 
     Raises:
@@ -75,25 +80,31 @@ def prepare_corpus(
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; it must be above 0 and below 1")
-    _check_target(out, [*inputs, *validation], force=force)
-    report = ReadReport()
+    if target and validation and not validation_target:
+        raise InputError("the texts to validate on have no counterparts", todo="Name them with --validation-target.")
+    if target and target_field is not None:
+        raise InputError("pairs are either lines of two files or rows of one", todo="Give --target or --target-field.")
+    _check_target(out, [*inputs, *validation, *target, *validation_target], force=force)
+    report, pairs = ReadReport(), bool(target) or target_field is not None
     licence = printable(licence) if licence else None
     how: dict[str, Any] = {
         "text_field": text_field,
+        "target_field": target_field,
         "separator": separator,
         "encoding": encoding,
         "skip_bad": skip_bad,
     }
-    validation_pieces = read_pieces(validation, **how, report=report, leave_out=out)
-    pieces = read_pieces(inputs, **how, report=report, leave_out=out)
+    validation_pieces = read_pieces(validation, target=validation_target, **how, report=report, leave_out=out)
+    pieces = read_pieces(inputs, target=target, **how, report=report, leave_out=out)
     try:
         with new_folder(out, replace=force) as folder:
             work = folder / "gathered"
             work.mkdir()
             with Progress("reading", report.bytes_total, "bytes") as progress:
-                kept_for_validation = _Gathered(work / "validation", seed, licence, report)
+                kept_for_validation = _Gathered(work / "validation", seed, licence, report, pairs=pairs)
                 kept_for_validation.gather(validation_pieces, progress)
-                gathered = _Gathered(work / "texts", seed, licence, report, not_these=kept_for_validation.keys)
+                known = kept_for_validation.keys
+                gathered = _Gathered(work / "texts", seed, licence, report, pairs=pairs, not_these=known)
                 gathered.gather(pieces, progress)
             if validation and not kept_for_validation.sizes:
                 raise _no_text(validation, report)
@@ -104,6 +115,8 @@ def prepare_corpus(
                     dealing.deal(kept_for_validation, [True] * len(kept_for_validation.sizes))
                     dealing.deal(gathered, [False] * len(gathered.sizes))
                     split_by = "named files"
+                elif pairs and len(gathered.sizes) == 1:
+                    raise InputError("there is one pair, too little to keep any for validation", where=inputs[0])
                 elif len(gathered.sizes) == 1:
                     dealing.cut(gathered, validation_fraction)
                     split_by = "position"
@@ -113,8 +126,11 @@ def prepare_corpus(
                     split_by = "document"
             shutil.rmtree(work)
             settings = {
+                "pairs": pairs,
                 "inputs": [printable(text) for text in inputs],
                 "validation": [printable(text) for text in validation],
+                "target": [printable(text) for text in target],
+                "validation_target": [printable(text) for text in validation_target],
                 "validation_fraction": validation_fraction,
                 "seed": seed,
                 "licence": licence,
@@ -154,6 +170,8 @@ class _Gathered:
         seed: int,
         licence: str | None,
         report: ReadReport,
+        *,
+        pairs: bool,
         not_these: set[bytes] | frozenset[bytes] = frozenset(),
     ) -> None:
         folder.mkdir()
@@ -161,6 +179,7 @@ class _Gathered:
         self.sizes, self.characters, self.ranks = array("q"), array("q"), array("Q")
         self.keys: set[bytes] = set()
         self._seed, self._licence, self._report, self._not_these = seed, licence, report, not_these
+        self._pairs = pairs
 
     def gather(self, pieces: Iterator[Piece], progress: Progress) -> None:
         """Take in every document that is not empty, unreadable or known."""
@@ -179,13 +198,17 @@ class _Gathered:
                         origins.write(as_json(origin) + "\n")
                         self.sizes.append(size)
                         self.characters.append(characters)
-                        self.ranks.append(rank(self._seed, digest.digest()))
+                        self.ranks.append(rank(self._seed, self._split_key(piece, digest.digest())))
                         begin += size
                     elif size:
                         text.seek(begin)
                         text.truncate()
                     size, characters, digest = 0, 0, hashlib.sha256()
                 progress.update(self._report.bytes_read)
+
+    def _split_key(self, last: Piece, digest: bytes) -> bytes:
+        """What decides to which split a document goes: of a pair the first side, whose counterparts stay together."""
+        return hashlib.sha256(sides_of(last.text)[0].encode("utf-8")).digest() if self._pairs else digest
 
     def _is_new(self, last: Piece, digest: bytes) -> bool:
         key = digest[:KEY_BYTES]

@@ -13,6 +13,7 @@ from pathlib import Path
 from rhapsode.corpus.account import Reading, ReadReport, UnreadableTextError
 from rhapsode.corpus.decode import check_encoding
 from rhapsode.corpus.formats import Piece, pieces_of
+from rhapsode.corpus.pairs import aligned
 from rhapsode.corpus.unpack import InputFile, Source, find_files, open_file
 
 
@@ -51,6 +52,8 @@ def read_pieces(
     inputs: Sequence[str],
     *,
     text_field: str = "text",
+    target: Sequence[str] = (),
+    target_field: str | None = None,
     separator: str | None = None,
     encoding: str | None = None,
     skip_bad: bool = False,
@@ -62,6 +65,9 @@ def read_pieces(
     Args:
         inputs: files, folders, globs, `-` for standard input.
         text_field: the field of JSON lines, the column of CSV and parquet files, that holds the text.
+        target: texts whose lines belong to those of `inputs`: each document is a pair of lines.
+        target_field: the field or column that holds the other side: each row is a pair. In text files each line is
+            one, with a TAB between its sides.
         separator: where it stands in a text file, one document ends and the next begins; `\\n` in it is a newline.
         encoding: the encoding of every text, or None to find it out.
         skip_bad: drop and count what cannot be read, instead of ending with an error.
@@ -75,15 +81,21 @@ def read_pieces(
     report = ReadReport() if report is None else report
     reading = Reading(
         text_field=text_field,
+        target_field=target_field,
         separator=separator.replace("\\n", "\n") if separator else None,
         encoding=check_encoding(encoding) if encoding else None,
         skip_bad=skip_bad,
         report=report,
     )
-    files = find_files(inputs, reading, leave_out=leave_out.resolve() if leave_out else None)
+    left_out = leave_out.resolve() if leave_out else None
+    if target:
+        pieces, files = aligned(inputs, target, reading, leave_out=left_out)
+    else:
+        files = find_files(inputs, reading, leave_out=left_out)
+        pieces = itertools.chain.from_iterable(_skipping(_pieces_in_file(file, reading), reading) for file in files)
     unknown_size = report.bytes_total is None or any(file.path is None for file in files)
     report.bytes_total = None if unknown_size else (report.bytes_total or 0) + sum(file.size for file in files)
-    return itertools.chain.from_iterable(_skipping(_pieces_in_file(file, reading), reading) for file in files)
+    return pieces
 
 
 def _pieces_in_file(file: InputFile, reading: Reading) -> Iterator[Piece]:

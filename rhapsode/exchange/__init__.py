@@ -1,1 +1,1 @@
-"""What others made, in, and what is made here, out: each door with a check when it is used."""
+"""Models of others in, ours out: the doors, each with a check when it is used."""

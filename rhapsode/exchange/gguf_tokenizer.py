@@ -45,7 +45,7 @@ from rhapsode.exchange.gguf_vocabulary import (
 from rhapsode.tokenizer.definition import Part, added_token, byte_pairs, definition, frame, word_pieces
 from rhapsode.tokenizer.encoders import byte_pair_ranks, merges_of
 from rhapsode.tokenizer.formats import sentencepiece
-from rhapsode.tokenizer.formats.beside import Beside, Opened, Token
+from rhapsode.tokenizer.formats.beside import Beside, Opened, Token, opened
 from rhapsode.tokenizer.formats.sentencepiece import BPE, UNIGRAM, Model, Piece
 from rhapsode.tokenizer.normalizer import SPACE, CharacterMap
 from rhapsode.tokenizer.pre_tokenizers import BYTE_LEVEL, cut_alike
@@ -199,7 +199,7 @@ def _read_byte_pairs(metadata: Metadata, tokens: list[str], types: list[int], ro
         decoder=BYTE_LEVEL,
         added_tokens=_added_tokens(tokens, types),
     )
-    return Opened(content, {role: tokens[id] for role, id in roles.items()}, metadata.where)
+    return opened(content, {role: tokens[id] for role, id in roles.items()}, metadata.where)
 
 
 def _read_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles: dict[str, int]) -> Opened:
@@ -232,8 +232,8 @@ def _read_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles:
     add_start, add_end = _around(metadata)
     settings = {"add_bos_token": add_start, "add_eos_token": add_end}
     named = {role: Token(tokens[id], id) for role, id in roles.items()}
-    opened = sentencepiece.opened(model, Beside(metadata.where, settings, "", named), metadata.where)
-    return replace(opened, settings=opened.settings | settings)
+    read = sentencepiece.from_model(model, Beside(metadata.where, settings, "", named), metadata.where)
+    return replace(read, settings=read.settings | settings)
 
 
 def _read_word_pieces(metadata: Metadata, tokens: list[str], types: list[int], roles: dict[str, int]) -> Opened:
@@ -255,7 +255,7 @@ def _read_word_pieces(metadata: Metadata, tokens: list[str], types: list[int], r
         decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
         added_tokens=_added_tokens(names, types),
     )
-    return Opened(content, settings, metadata.where)
+    return opened(content, settings, metadata.where)
 
 
 def _added_tokens(tokens: list[str], types: list[int]) -> list[Part]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rhapsode.base.errors import DamagedError, InputError, MismatchError
+from rhapsode.base.errors import DamagedError, InputError, MismatchError, shown
 from rhapsode.model.config import LARGEST_SIZE, MOST_LAYERS, ModelConfig
 from rhapsode.model.families.llama import LLAMA
 from rhapsode.tokenizer.formats import files, sentencepiece
@@ -262,12 +262,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     for id, (text, score) in enumerate(_pieces(files.read_bytes(path), where)):
         if id < len(CONTROL_TOKENS):
             if text.strip() != CONTROL_TOKENS[id]:
-                raise DamagedError(f"token {id} is {files.shown(text)}, not {CONTROL_TOKENS[id]}", where=where)
+                raise DamagedError(f"token {id} is {shown(text)}, not {CONTROL_TOKENS[id]}", where=where)
             pieces.append(Piece(CONTROL_TOKENS[id], 0.0, CONTROL if id else UNKNOWN))
         elif id < len(CONTROL_TOKENS) + 256:
             name = f"<0x{id - len(CONTROL_TOKENS):02X}>"
             if text != name:
-                raise DamagedError(f"token {id} is {files.shown(text)}, not {name}", where=where)
+                raise DamagedError(f"token {id} is {shown(text)}, not {name}", where=where)
             pieces.append(Piece(name, 0.0, BYTE))
         else:
             pieces.append(Piece(text.replace(" ", SPACE), score, NORMAL))
@@ -279,7 +279,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     settings = {"add_bos_token": True, "add_eos_token": False}
     unknown, start, end = CONTROL_TOKENS
     roles = {"unk_token": Token(unknown, 0), "bos_token": Token(start, 1), "eos_token": Token(end, 2)}
-    opened = sentencepiece.opened(model, Beside(where, settings, "", roles), where)
+    opened = sentencepiece.from_model(model, Beside(where, settings, "", roles), where)
     return Tokenizer(opened.definition, settings=opened.settings | settings, where=where)
 
 

@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         """
         return self.head(self.hidden(ids, cache=cache, padding=padding, weights=weights))  # type: ignore[no-any-return]
 
-    def loss(self, ids: Tensor, targets: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, *, dropout: Dropout | None = None) -> Tensor:
         """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count."""
         hidden = self.hidden(ids, dropout=dropout)  # (batch, time, hidden)
         logits = self.head(hidden.view(-1, self.config.hidden_size))  # (batch * time, vocabulary)

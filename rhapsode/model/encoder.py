@@ -62,10 +62,8 @@ class Encoder(nn.Module):
             )
         return self.head(self.hidden(ids, padding=padding, weights=weights))  # type: ignore[no-any-return]
 
-    def loss(
-        self, ids: Tensor, targets: Tensor, padding: Tensor | None = None, dropout: Dropout | None = None
-    ) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, *, dropout: Dropout | None = None) -> Tensor:
         """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count."""
         counted = targets >= 0  # (batch, time): the head is computed only where it counts
-        hidden = self.hidden(ids, padding=padding, dropout=dropout)[counted]  # (counted, hidden)
+        hidden = self.hidden(ids, dropout=dropout)[counted]  # (counted, hidden)
         return F.cross_entropy(self.head(hidden), targets[counted], reduction="sum")

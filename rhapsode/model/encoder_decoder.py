@@ -102,10 +102,16 @@ class EncoderDecoder(nn.Module):
         source_padding: Tensor,
         ids: Tensor,
         targets: Tensor,
+        *,
         dropout: Dropout | None = None,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
-        """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count."""
+        """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count.
+
+        Args:
+            label_smoothing: share of each target that is spread over the whole vocabulary (Szegedy et al. 2016).
+        """
         memory = self.encode(source, padding=source_padding, dropout=dropout)  # (batch, source, hidden)
         counted = targets >= 0  # (batch, time)
         hidden = self.hidden(ids, memory, memory_padding=source_padding, dropout=dropout)[counted]  # (counted, hidden)
-        return F.cross_entropy(self.head(hidden), targets[counted], reduction="sum")
+        return F.cross_entropy(self.head(hidden), targets[counted], reduction="sum", label_smoothing=label_smoothing)

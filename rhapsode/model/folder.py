@@ -7,7 +7,7 @@ chat_template.jinja  README.md  rhapsode.json
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import read_json, write_atomically, write_json
 from rhapsode.base.progress import Progress, note
-from rhapsode.model.config import ModelConfig
+from rhapsode.model.config import Kind, ModelConfig
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.families.family import Family
@@ -63,7 +63,7 @@ def load_config(folder: Path) -> ModelConfig:
     if code := fields.naming_code():
         note(f"{path}: {', '.join(code)} would run code or choose an implementation; it is not followed.")
     if left := fields.unasked():
-        note(f"{path}: nothing is known of {', '.join(left)}; what it asks for is not done.")
+        note(f"{path}: nothing is known of {_some(left)}; what it asks for is not done.")
     return config
 
 
@@ -79,11 +79,11 @@ def _family(fields: Fields) -> tuple[Family, bool]:
                 return family, False
         elif not architectures and name == family.name:
             return family, True
-    shown = ", ".join(map(str, architectures)) if isinstance(architectures, list) and architectures else "not named"
+    named = _some(architectures) if isinstance(architectures, list) and architectures else "not named"
     code = "".join(f", and {key} names code to run, which is never done" for key in fields.naming_code()[:1])
     known = ", ".join(family.architectures[0] for family in FAMILIES.values())
     raise InputError(
-        f"architecture {shown} is unknown{code}",
+        f"architecture {named} is unknown{code}",
         where=f"{fields.where}, field 'architectures'",
         todo=f"Known: {known}.",
     )
@@ -153,7 +153,8 @@ def _weights(files: TensorFiles, config: ModelConfig, shapes: Shapes) -> Iterato
                 raise InputError(f"tensor {stored.name!r} is missing", where=files.where)
         elif (shape := files.shape(name)) != stored.shape:
             raise DamagedError(
-                f"tensor {name!r} has shape {shape}; config.json asks for {stored.shape}", where=files.where
+                f"tensor {shown(name)} has shape {shown(shape)}; config.json asks for {stored.shape}",
+                where=files.where,
             )
     unused = names_there - {name for name in names if name is not None}
     if told := sorted(name for name in unused if not name.endswith(family.unused)):
@@ -172,9 +173,9 @@ def _name_in(names: set[str], stored: Stored, family: Family) -> str | None:
     return next((name for name in candidates if name in names), None)
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
+def _some(names: Sequence[Any]) -> str:
+    first = ", ".join(shown(name).strip("'") for name in names[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
@@ -264,20 +265,36 @@ def save_model(
     ids = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.padding_id, "bos_token_id": start}
     values = config_values(model.config)
     write_json(folder / "config.json", ids | values | {key: ids[key] for key in ids if values.get(key) is None})
-    own = ids | {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
-    write_json(folder / "generation_config.json", own if generation is None else ids | generation)
+    write_json(
+        folder / "generation_config.json", ids | (_generation(model.config, ids) if generation is None else generation)
+    )
     save_weights(folder, model, quiet=quiet)
     tokenizer.save(folder)
     write_json(folder / "rhapsode.json", provenance)
     write_atomically(folder / "README.md", _card(model.config, provenance))
 
 
-DOES = {
+def _generation(config: ModelConfig, ids: dict[str, int | None]) -> dict[str, Any]:
+    """How others should write text with a model unless told otherwise."""
+    if config.kind == "decoder":
+        return {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    if config.kind == "encoder":
+        return {}
+    return {
+        "decoder_start_token_id": config.start_id,
+        "forced_eos_token_id": ids["eos_token_id"],
+        "bad_words_ids": [[config.start_id]],  # the decoder begins with padding, which is no text
+        "num_beams": 5,
+        "max_length": config.context_length,
+    }
+
+
+DOES: dict[Kind, tuple[str, str, str]] = {
     "decoder": ("It continues text.", 'rhapsode generate . "Once upon a time"', "AutoModelForCausalLM"),
-    "encoder": ("It fills masks and compares texts.", "rhapsode fill . TEXT", "AutoModelForMaskedLM"),
-    "encoder-decoder": ("It turns one text into another.", "rhapsode translate . TEXT", "AutoModelForSeq2SeqLM"),
+    "encoder": ("It fills gaps in text.", 'rhapsode fill . "The <|mask|> sat on the mat."', "AutoModelForMaskedLM"),
+    "encoder-decoder": ("It turns text into text.", 'rhapsode translate . "A dog."', "AutoModelForSeq2SeqLM"),
 }
-"""What a model of a kind does, how to have it done, and its class in transformers."""
+"""What a kind of model does, a command that shows it, and the class that opens it in transformers."""
 
 
 def _card(config: ModelConfig, provenance: dict[str, Any]) -> str:

@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.progress import Progress
 
 LARGEST_HEADER = 32 * 2**20  # bytes; that of a file with 100,000 tensors has 15 MB
 CONVERTED_AT_ONCE = 64 * 2**20  # bytes of a file that may stay mapped after they were converted
+LONGEST_REASON = 200  # characters of what the library says
 ALIGNMENT = 8  # of the header's size, as the library writes it
 
 READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,7 +54,9 @@ class TensorFiles:
                 handle = self._handles[path] = safe_open(str(path), framework="pt")
                 for name in handle.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  # not a dict
                     if name in self._path_of:
-                        raise DamagedError(f"tensor {name!r} is also in {self._path_of[name].name}", where=str(path))
+                        raise DamagedError(
+                            f"tensor {shown(name)} is also in {self._path_of[name].name}", where=str(path)
+                        )
                     self._path_of[name] = path
 
     @property
@@ -87,7 +90,7 @@ class TensorFiles:
             kind = self._handles[path].get_slice(name).get_dtype()
         if kind not in READABLE:
             raise InputError(
-                f"tensor {name!r} is of the type {kind}; {', '.join(READABLE)} can be read",
+                f"tensor {shown(name)} is of the type {kind}; {', '.join(READABLE)} can be read",
                 where=str(path),
                 todo="Name a folder with weights that are not quantised, or a GGUF file of the model.",
             )
@@ -125,7 +128,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
-        raise _damaged(path, str(error).partition("\n")[0]) from None
+        raise _damaged(path, str(error).partition("\n")[0][:LONGEST_REASON]) from None
 
 
 def _damaged(path: Path, why: str) -> DamagedError:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -60,9 +60,12 @@ def loss_over_tokens(records: Records) -> str:
     return _loss(records, "tokens", 1, "tokens seen", logarithmic=True)
 
 
-def over_steps(records: Records, name: str, *, scale: float = 1, smooth: bool = True) -> str:
-    """One column of the training records over the steps."""
-    steps, values = _column(records.train, "step"), _column(records.train, name) * scale
+def over_steps(
+    records: Records, name: str, *, of: Literal["train", "validation"] = "train", scale: float = 1, smooth: bool = True
+) -> str:
+    """One column of the records of training, or of those of validation, over the steps."""
+    series = records.train if of == "train" else records.validation
+    steps, values = _column(series, "step"), _column(series, name) * scale
     keep = np.isfinite(steps) & np.isfinite(values)
     steps, values = steps[keep], values[keep]
     if len(steps) < 2:

@@ -25,7 +25,7 @@ TRAIN_COLUMNS = (
     "tokens_per_second",
     "peak_share",
 )
-VALIDATION_COLUMNS = ("step", "tokens", "seconds", "loss", "bits_per_byte")
+VALIDATION_COLUMNS = ("step", "tokens", "seconds", "loss", "bits_per_byte", "accuracy")
 DOCUMENTS_READ = 10_000
 LOG_LINES = 60
 LARGEST_LOG_READ = 100_000  # bytes from its end

@@ -52,22 +52,37 @@ def write_report(run: Path) -> Path:
 
 def next_commands(run: Path) -> list[tuple[str, str]]:
     """What one can do with a run now: pairs of a purpose and the command for it."""
-    folder, prompt = shlex.quote(str(run)), shlex.quote(_prompt(run))
-    return [
-        ("Write text with it", f"rhapsode generate {folder} {prompt}"),
-        ("Talk with it", f"rhapsode chat {folder}"),
-        ("See what it thinks comes next", f"rhapsode next {folder} {prompt} --temperature 0.1 1 2"),
-        ("Measure it on another text", f"rhapsode evaluate {folder} other.txt"),
-        ("Check that every file is undamaged", f"rhapsode verify {folder}"),
-    ]
+    settings = _settings(run)
+    folder, prompt = shlex.quote(str(run)), shlex.quote(_prompt(settings))
+    use = {
+        "encoder": [
+            ("Fill gaps with it", f"rhapsode fill {folder} {prompt}"),
+            ("Turn texts into vectors", f"rhapsode embed {folder} texts.txt --out vectors.npy"),
+        ],
+        "encoder-decoder": [("Turn text into text", f"rhapsode translate {folder} {prompt}")],
+    }.get(
+        str(settings.get("kind")),
+        [
+            ("Write text with it", f"rhapsode generate {folder} {prompt}"),
+            ("Talk with it", f"rhapsode chat {folder}"),
+            ("See what it thinks comes next", f"rhapsode next {folder} {prompt} --temperature 0.1 1 2"),
+            ("Measure it on another text", f"rhapsode evaluate {folder} other.txt"),
+        ],
+    )
+    return [*use, ("Check that every file is undamaged", f"rhapsode verify {folder}")]
 
 
-def _prompt(run: Path) -> str:
-    """Words in the language of the run's own text: the last line that its samples begin with."""
+def _settings(run: Path) -> dict[str, Any]:
+    """The settings of a run; none where they cannot be read."""
     try:
-        lines = str(read_yaml(run / "run.yaml").get("sample_prompt") or "").strip().splitlines()
+        return read_yaml(run / "run.yaml")
     except InputError:
-        lines = []
+        return {}
+
+
+def _prompt(settings: Mapping[str, Any]) -> str:
+    """Words in the language of the run's own text: the last line that its samples begin with."""
+    lines = str(settings.get("sample_prompt") or "").strip().splitlines()
     return lines[-1].strip() if lines else "Once upon a time"
 
 
@@ -86,6 +101,11 @@ def _contents(records: Records) -> dict[str, Any]:
         "loss_charts": _drawn(
             {"title": "Loss over time", "svg": loss_over_time(records), "legend": True},
             {"title": "Loss over tokens", "svg": loss_over_tokens(records), "legend": True},
+            {
+                "title": "Share of targets that were the most likely token",
+                "svg": over_steps(records, "accuracy", of="validation", scale=100, smooth=False),
+                "note": "% of the validation text",
+            },
         ),
         "speed_charts": _drawn(
             {"title": "Tokens per second", "svg": over_steps(records, "tokens_per_second")},
@@ -145,6 +165,9 @@ def _facts(records: Records) -> list[dict[str, Any]]:
             expected = number(records.plan.get("expected_bits_per_byte"))
             told = f", {expected:.2f} expected" if math.isfinite(expected) else ""
             add("Validation", f"{bits[best]:.3f}", "bits per byte", f"{first:.2f} at first{told}")
+        right = np.asarray(records.validation["accuracy"])
+        if math.isfinite(right[best]):
+            add("Right", f"{100 * right[best]:.1f} %", "of the targets were the most likely token")
         note = f"perplexity {math.exp(min(losses[best], 700)):,.2f}"
         add(
             "Best loss",

@@ -6,6 +6,7 @@ Each encoder gives exactly the ids that the `tokenizers` library gives from the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from rhapsode.tokenizer.pre_tokenizers import byte_characters
 Ids = npt.NDArray[np.uint32]
 Piece = TypeVar("Piece", str, bytes)
 NO_RANK = 2**62
+MOST_WORK = 30_000_000  # pairs looked up to check merges: seconds; published vocabularies need a sixth of it
 
 
 class CharacterEncoder:
@@ -88,6 +90,8 @@ def byte_pair_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
     byte_of = {character: byte for byte, character in enumerate(characters)}
     if any(character not in vocabulary for character in characters):
         return None
+    if takes_long([left + right for left, right in merges]):
+        return None
     ranks = {bytes([byte]): byte for byte in range(256)}
     ids = [vocabulary[character] for character in characters]
     for left, right in merges:
@@ -101,6 +105,11 @@ def byte_pair_ranks(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         ranks[first + second] = len(ids)
         ids.append(vocabulary[left + right])
     return ranks, np.array(ids, dtype=np.uint32)
+
+
+def takes_long(tokens: Iterable[str | bytes]) -> bool:
+    """Whether joining the units of each of `tokens` would take minutes, as it can only for those of a hostile file."""
+    return sum(len(token) ** 2 for token in tokens) > 2 * MOST_WORK
 
 
 def joined(token: Piece, ranks: dict[Piece, int]) -> list[Piece]:

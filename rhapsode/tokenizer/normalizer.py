@@ -17,7 +17,7 @@ from rhapsode.base.errors import DamagedError
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 LONGEST_REPLACEMENT = 1024  # bytes; the longest of Unicode's compatibility forms has 33
-LONGEST_RULE = 32  # characters looked at; SentencePiece itself looks no further than 32 nested rules
+LONGEST_RULE = 32  # characters; the longest row of characters with a rule of its own has a handful
 REMEMBERED = 2**16  # pairs of characters whose normal form is kept
 
 
@@ -96,23 +96,6 @@ def _offset(unit: int) -> int:
     return unit >> 10 << ((unit & 0x200) >> 6)
 
 
-def require_sound_maps(part: Any, where: str) -> None:
-    """Refuse the `normalizer` part of a tokenizer.json with a damaged character map: the library would panic.
-
-    Raises:
-        DamagedError: there is one.
-    """
-    rest = [part]
-    while rest:
-        found = rest.pop()
-        if isinstance(found, dict):
-            if found.get("type") == "Precompiled" or "precompiled_charsmap" in found:
-                CharacterMap.unpacked(found.get("precompiled_charsmap"), where)
-            rest += found.values()
-        elif isinstance(found, list):
-            rest += found
-
-
 class Normalizer:
     """What SentencePiece does to a text before it cuts it.
 
@@ -171,11 +154,11 @@ class Normalizer:
         size, replacement, more = rules.longest(pair.encode("utf-8"))
         whole = len(pair) == 2 and not more  # no rule goes beyond the pair: what was found holds wherever it stands
         if more and len(pair) == 2:
-            size, replacement, _ = rules.longest(text[position : position + 32].encode("utf-8"))
+            size, replacement, _ = rules.longest(text[position : position + LONGEST_RULE].encode("utf-8"))
         if size == 0:
             found = (1, pair[0])
         else:
-            taken = text[position : position + 32].encode("utf-8")[:size].decode("utf-8", errors="ignore")
+            taken = text[position : position + LONGEST_RULE].encode("utf-8")[:size].decode("utf-8", errors="ignore")
             if len(taken.encode("utf-8")) != size:
                 raise rules._damaged()
             found = (len(taken), replacement)

@@ -23,7 +23,7 @@ from rhapsode.tokenizer.normalizer import SPACE, CharacterMap, Normalizer
 
 NEVER = -1e10  # the score of what cannot be cut from text: control pieces, and tokens of the other language
 UNKNOWN_PENALTY = 10.0
-LOWEST_SCORE = -100_000.0  # of a text so far: below it, SentencePiece begins again from 0 to keep its sums precise
+LARGEST_SCORE = 100_000.0  # of a text so far: beyond it, SentencePiece begins again from 0 to keep its sums precise
 REMEMBERED = 2**16  # words whose ids are kept
 LONGEST_REMEMBERED = 64  # characters
 
@@ -78,12 +78,12 @@ class PairEncoder:
                             self._remembered.clear()
                         self._remembered[word] = ids
                 found += ids
-        array = np.array(found, dtype=np.uint32)
-        unknown = array == self._unknown_id
-        again = np.zeros(len(array), dtype=bool)
+        all_ids = np.array(found, dtype=np.uint32)
+        unknown = all_ids == self._unknown_id
+        again = np.zeros(len(all_ids), dtype=bool)  # a row of unknown characters is one token
         again[1:] = unknown[1:] & unknown[:-1]
-        kept: Ids = array[~again]
-        return kept
+        ids_once: Ids = all_ids[~again]
+        return ids_once
 
     def _ids_of(self, pieces: list[str]) -> list[int]:
         ids: list[int] = []
@@ -195,10 +195,10 @@ class UnigramEncoder:
         best = [score] * (len(word) + 1)
         last: list[Edge | None] = [None] * (len(word) + 1)
         rounded = array("f", [0.0])  # every sum is rounded to single precision, which breaks ties
-        may_reset = score < LOWEST_SCORE / 2 or len(word) > LONGEST_REMEMBERED
+        may_reset = abs(score) > LARGEST_SCORE / 2 or len(word) > LONGEST_REMEMBERED
         for edge in edges:
             start, end, gain, _ = edge
-            if may_reset and best[start] < LOWEST_SCORE:
+            if may_reset and abs(best[start]) > LARGEST_SCORE:
                 reset = best[start]
                 for position in range(start, len(word) + 1):
                     rounded[0] = best[position] - reset
@@ -267,7 +267,10 @@ def _normalizer(content: dict[str, Any], rules: dict[str, Any], where: str) -> N
 
 def _given(content: dict[str, Any], *, special: bool) -> list[str]:
     """The added tokens that are special, or are not: those stand for the pieces that users define."""
-    return [token["content"] for token in content["added_tokens"] if token["special"] is special]
+    names = [token["content"] for token in content["added_tokens"] if token["special"] is special]
+    if "" in names:
+        raise ValueError
+    return names
 
 
 def _pair_encoder(
@@ -288,9 +291,12 @@ def _pair_encoder(
             ranks[piece] = len(ranks) if number is None else of_group.setdefault(number, len(ranks))
     kept = _given(content, special=False)
     hidden = {*_given(content, special=True), *(f"<0x{byte:02X}>" for byte in range(256) if byte_ids)}
+    of_text = {piece: id for piece, id in ids.items() if piece not in hidden}
+    if not of_text.keys() >= set(kept):
+        raise ValueError
     return PairEncoder(
         normalize,
-        {piece: id for piece, id in ids.items() if piece not in hidden},
+        of_text,
         ranks,
         kept=kept,
         unknown_id=ids[model["unk_token"]],

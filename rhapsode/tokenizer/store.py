@@ -1,6 +1,7 @@
 """A corpus as token ids on disk, mapped into memory: what training reads. `rhapsode train` makes it.
 
-FOLDER/train/tokens.bin       the ids, uint16 or uint32, little-endian; each document ends with the end of text
+FOLDER/train/tokens.bin       the ids, uint16 or uint32, little-endian; each document, and each side of a pair, ends
+                              with the end of text
 FOLDER/train/documents.npy    int64, where each document begins, and the end: (documents + 1,)
 FOLDER/train/manifest.json    sizes and digests of these, the tokenizer's digest, the corpus's fingerprint
 FOLDER/validation/...         the same for the validation split
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.base.files import new_folder, read_json, sha256_of, write_json
 from rhapsode.base.progress import Progress
+from rhapsode.corpus.sides import sides_of
 from rhapsode.tokenizer.pre_tokenizers import by_document
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -138,18 +140,18 @@ def _write_split(corpus: Corpus, split: Split, tokenizer: Tokenizer, folder: Pat
     starts = array("q", [0])
     tokens = unknown = 0
     with (folder / TOKENS_FILE).open("wb") as file:
-        for batch in _batches(_parts(corpus, split, tokenizer)):
+        for batch in _batches(_sides(corpus, split, tokenizer) if corpus.pairs else _parts(corpus, split, tokenizer)):
             arrays = []
-            for ids, (_, last) in zip(tokenizer.encode_parts([part for part, _ in batch]), batch, strict=True):
-                arrays += [ids.astype(dtype), end] if last else [ids.astype(dtype)]
-                tokens += len(ids) + last
+            for ids, part in zip(tokenizer.encode_parts([part.text for part in batch]), batch, strict=True):
+                arrays += [ids.astype(dtype), end] if part.ends_text else [ids.astype(dtype)]
+                tokens += len(ids) + part.ends_text
                 unknown += tokenizer.unknown_count(ids)
-                if last:
+                if part.ends_document:
                     starts.append(tokens)
             written = np.concatenate(arrays).tobytes()
             file.write(written)
             digest.update(written)
-            progress.advance(sum(len(part.encode("utf-8")) for part, _ in batch))
+            progress.advance(sum(len(part.text.encode("utf-8")) for part in batch))
     np.save(folder / DOCUMENTS_FILE, np.array(starts, dtype=np.int64), allow_pickle=False)
     documents = {
         "bytes": (folder / DOCUMENTS_FILE).stat().st_size,
@@ -174,23 +176,40 @@ def _write_split(corpus: Corpus, split: Split, tokenizer: Tokenizer, folder: Pat
     write_json(folder / MANIFEST_FILE, manifest | {"fingerprint": _fingerprint(manifest)})
 
 
-def _parts(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """The parts in which the documents are encoded, in order, each with whether it ends its document."""
+class _Part(NamedTuple):
+    """A part of a document that is encoded alone."""
+
+    text: str
+    ends_text: bool
+    """Whether an end of text follows it."""
+    ends_document: bool
+
+
+def _parts(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> Iterator[_Part]:
+    """The parts of the documents, in order."""
     for document in by_document(corpus.pieces(split)):
         parts = iter(tokenizer.parts(document))
         part = next(parts)
         for following in parts:
-            yield part, False
+            yield _Part(part, False, False)
             part = following
-        yield part, True
+        yield _Part(part, True, True)
 
 
-def _batches(parts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch: list[tuple[str, bool]] = []
+def _sides(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> Iterator[_Part]:
+    """The sides of the pairs, in order, each a text of its own."""
+    for document in corpus.documents(split):
+        first, second = sides_of(document)
+        yield _Part(first, True, False)
+        yield _Part(second, True, True)
+
+
+def _batches(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
+    batch: list[_Part] = []
     characters = 0
-    for part, last in parts:
-        batch.append((part, last))
-        characters += len(part)
+    for part in parts:
+        batch.append(part)
+        characters += len(part.text)
         if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

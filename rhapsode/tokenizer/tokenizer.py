@@ -22,14 +22,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from rhapsode.base.errors import DamagedError, InputError
-from rhapsode.base.files import parse_json, read_json, write_atomically, write_json
+from rhapsode.base.files import parse_json, write_atomically, write_json
 from rhapsode.base.machine import threads
 from rhapsode.tokenizer import sentencepiece
 from rhapsode.tokenizer.encoders import ByteEncoder, BytePairEncoder, CharacterEncoder, Ids, byte_pair_ranks, merges_of
 from rhapsode.tokenizer.formats import choose, files
-from rhapsode.tokenizer.formats.beside import Opened
+from rhapsode.tokenizer.formats.beside import Opened, read_object
 from rhapsode.tokenizer.formats.files import LARGEST_VOCABULARY
-from rhapsode.tokenizer.normalizer import require_sound_maps
 from rhapsode.tokenizer.pre_tokenizers import (
     PATTERNS,
     WORD_PATTERN,
@@ -41,9 +40,18 @@ from rhapsode.tokenizer.pre_tokenizers import (
     split_settings,
 )
 from rhapsode.tokenizer.sample import require_whole_characters
+from rhapsode.tokenizer.soundness import require_sound
 
 END_OF_TEXT, PADDING, TURN_START, TURN_END = "<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>"
+MASK = "<|mask|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_START, TURN_END)
+
+
+def span_token(number: int) -> str:
+    """The token that stands for the span of this number, where spans of a text are cut out."""
+    return f"<|span_{number}|>"
+
+
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 DEFINITION_FILE, SETTINGS_FILE, TEMPLATE_FILE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -52,7 +60,7 @@ TARGET_FOLDER = "target"
 # Names that others give to the end of a text and to padding, when no tokenizer_config.json says it.
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 PADDINGS = (PADDING, "<pad>", "[PAD]", "<|pad|>")
-MASKS = ("[MASK]", "<mask>")
+MASKS = (MASK, "[MASK]", "<mask>")
 
 # What makes a model join pairs otherwise than by their ranks alone.
 OTHER_RULES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -118,7 +126,7 @@ class Tokenizer:
         self.chat_template = named if chat_template is None and isinstance(named, str) else chat_template
         self.digest = hashlib.sha256(definition.encode("utf-8")).hexdigest()
         self.content = _parsed(definition, where)
-        require_sound_maps(self.content.get("normalizer"), where)
+        require_sound(self.content, where)
         self._library = _library(definition, where)
         own = self.settings.get("rhapsode")
         rules = own.get("sentencepiece") if isinstance(own, dict) else None
@@ -175,24 +183,25 @@ class Tokenizer:
                 todo="Name a file or folder that has one; `rhapsode tokenizer train` makes one.",
             )
         data = files.read_bytes(file)
-        template_file = file.with_name(TEMPLATE_FILE)
-        template = (
-            files.as_text(files.read_bytes(template_file), str(template_file)) if template_file.is_file() else None
-        )
         if file.name != DEFINITION_FILE and not choose.is_definition(data):
-            return cls._of(choose.read(file, data), template)
-        settings = read_json(file.with_name(SETTINGS_FILE)) if file.with_name(SETTINGS_FILE).is_file() else {}
-        if not isinstance(settings, dict):
-            raise DamagedError("is not a JSON object", where=str(file.with_name(SETTINGS_FILE)))
+            return cls._opened(choose.read(file, data), _template_beside(file))
         target_file = file.with_name(TARGET_FOLDER) / DEFINITION_FILE
-        target = cls.load(target_file) if file.name == DEFINITION_FILE and target_file.is_file() else None
+        target = None
+        if file.name == DEFINITION_FILE and target_file.is_file():
+            target = cls._defined(target_file, files.read_bytes(target_file))
+        return cls._defined(file, data, target)
+
+    @classmethod
+    def _defined(cls, file: Path, data: bytes, target: Tokenizer | None = None) -> Tokenizer:
+        """The tokenizer of a tokenizer.json, by what stands beside it."""
+        settings, template = read_object(file.with_name(SETTINGS_FILE)), _template_beside(file)
         definition = files.as_text(data, str(file))
         return cls(definition, settings=settings, chat_template=template, where=str(file), target=target)
 
     @classmethod
-    def _of(cls, opened: Opened, template: str | None = None) -> Tokenizer:
+    def _opened(cls, opened: Opened, template: str | None = None) -> Tokenizer:
         """The tokenizer made of other files than a tokenizer.json."""
-        target = cls._of(opened.target) if opened.target is not None else None
+        target = cls._opened(opened.target) if opened.target is not None else None
         return cls(
             opened.definition, settings=opened.settings, chat_template=template, where=opened.where, target=target
         )
@@ -438,6 +447,12 @@ class StreamDecoder:
         new = text[len(self._written) :]
         self._written += new
         return new
+
+
+def _template_beside(file: Path) -> str | None:
+    """The chat template in the folder of `file`, if there is one."""
+    template = file.with_name(TEMPLATE_FILE)
+    return files.as_text(files.read_bytes(template), str(template)) if template.is_file() else None
 
 
 def _parsed(definition: str, where: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rhapsode.base.errors import InputError, nearest
-from rhapsode.tokenizer.definition import added_token, as_text, byte_pairs, definition, unigram, word_level
+from rhapsode.tokenizer.definition import added_token, as_text, byte_pairs, definition, frame, unigram, word_level
 from rhapsode.tokenizer.pre_tokenizers import (
     BYTE_LEVEL,
     PATTERNS,
@@ -24,8 +24,18 @@ from rhapsode.tokenizer.pre_tokenizers import (
     split_settings,
 )
 from rhapsode.tokenizer.sample import SAMPLE_CHARACTERS, Sample, evenly_spaced
-from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS, TEMPLATE_FILE, UNKNOWN, Tokenizer, library_from
+from rhapsode.tokenizer.tokenizer import (
+    END_OF_TEXT,
+    MASK,
+    SPECIAL_TOKENS,
+    TEMPLATE_FILE,
+    UNKNOWN,
+    Tokenizer,
+    library_from,
+    span_token,
+)
 
+ModelKind = Literal["decoder", "encoder", "encoder-decoder"]
 KINDS = ("character", "word", "byte", "bpe", "unigram")
 DEFAULT_VOCABULARY_SIZE = 8192
 LARGEST_VOCABULARY = 1_000_000
@@ -39,6 +49,8 @@ def train_tokenizer(
     vocabulary_size: int | None = None,
     *,
     pre_tokenizer: str = "qwen2",
+    model: ModelKind = "decoder",
+    spans: int = 0,
     sample_characters: int = SAMPLE_CHARACTERS,
 ) -> Tokenizer:
     """A tokenizer of the given kind made from `texts`. The same texts give the same file, on any number of threads.
@@ -49,6 +61,9 @@ def train_tokenizer(
         vocabulary_size: most tokens there may be, the special ones among them; bytes are always 260. None: as many as
             there are characters, 8192 for other kinds.
         pre_tokenizer: how "bpe" cuts text into pieces: a name in `PATTERNS`.
+        model: what kind of model it is for: an encoder has a mask token, and its texts stand between two ends of text;
+            the texts of an encoder-decoder are followed by one.
+        spans: how many tokens there shall be that stand for spans of a text.
         sample_characters: of more text than this, an evenly spaced sample is used, so that memory stays bounded.
 
     Raises:
@@ -58,7 +73,8 @@ def train_tokenizer(
         raise InputError(f"there is no tokenizer kind {kind!r}", todo=nearest(kind, KINDS))
     if pre_tokenizer not in PATTERNS:
         raise InputError(f"there is no pre-tokeniser {pre_tokenizer!r}", todo=nearest(pre_tokenizer, PATTERNS))
-    size = _model_size(kind, vocabulary_size)
+    special = [*SPECIAL_TOKENS, *([MASK] if model == "encoder" else []), *map(span_token, range(spans))]
+    size = _model_size(kind, vocabulary_size, len(special))
     counts: Counter[str] = Counter()
     if kind == "character":  # of these all text counts: a rare character must not be missed
         texts = _counted(texts, counts)
@@ -75,7 +91,7 @@ def train_tokenizer(
         parts = _byte_pairs(sample.parts, size, pre_tokenizer)
     else:
         parts = _unigram(sample.parts, size)
-    return _tokenizer(parts, sample)
+    return _tokenizer(parts, sample, special, model)
 
 
 def _counted(texts: Iterable[str], counts: Counter[str]) -> Iterator[str]:
@@ -85,9 +101,9 @@ def _counted(texts: Iterable[str], counts: Counter[str]) -> Iterator[str]:
         yield text
 
 
-def _model_size(kind: str, vocabulary_size: int | None) -> int:
-    """Most tokens that the vocabulary may have before the special ones are added."""
-    smallest = {"character": 2, "word": 2}.get(kind, 256) + len(SPECIAL_TOKENS)
+def _model_size(kind: str, vocabulary_size: int | None, special: int) -> int:
+    """Most tokens that the vocabulary may have before so many special ones are added."""
+    smallest = {"character": 2, "word": 2}.get(kind, 256) + special
     if vocabulary_size is None:
         vocabulary_size = LARGEST_VOCABULARY if kind == "character" else DEFAULT_VOCABULARY_SIZE
     if not smallest <= vocabulary_size <= LARGEST_VOCABULARY:
@@ -95,7 +111,7 @@ def _model_size(kind: str, vocabulary_size: int | None) -> int:
             f"a {kind} tokenizer has {smallest} to {LARGEST_VOCABULARY:,} tokens, the special ones among them",
             where=f"vocabulary size {vocabulary_size}",
         )
-    return vocabulary_size - len(SPECIAL_TOKENS)
+    return vocabulary_size - special
 
 
 def _characters(counts: Counter[str], size: int) -> Parts:
@@ -176,12 +192,20 @@ def _trained(model: Any, pre_tokenizer: Parts, trainer: Any, parts: list[str]) -
     return trained
 
 
-def _tokenizer(parts: Parts, sample: Sample) -> Tokenizer:
+def _tokenizer(parts: Parts, sample: Sample, special: list[str], model: ModelKind) -> Tokenizer:
     """The tokenizer of these parts, with the special tokens after its vocabulary."""
     first = len(parts["model"]["vocab"])
-    added = [added_token(name, first + index) for index, name in enumerate(SPECIAL_TOKENS)]
+    ids = {name: first + index for index, name in enumerate(special)}
+    added = [added_token(name, id) for name, id in ids.items()]
+    settings: dict[str, Any] = {"rhapsode": {"characters_read": sample.of, "characters_used": sample.characters}}
+    around: Parts | None = None
+    if model == "encoder":
+        settings |= {"mask_token": MASK, "cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT}
+        around = frame([END_OF_TEXT], [END_OF_TEXT], ids)
+    elif model == "encoder-decoder":
+        around = frame([], [END_OF_TEXT], ids)
     return Tokenizer(
-        as_text(definition(**parts, added_tokens=added)),
-        settings={"rhapsode": {"characters_read": sample.of, "characters_used": sample.characters}},
+        as_text(definition(**parts, added_tokens=added, post_processor=around)),
+        settings=settings,
         chat_template=Path(__file__).with_name(TEMPLATE_FILE).read_text(encoding="utf-8"),
     )

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rhapsode.model.decoder import Decoder
+from rhapsode.model.model import Model
 from rhapsode.model.stack import Dropout
 
-MicroBatch = tuple[Tensor, Tensor, Dropout | None]
-"""Inputs and targets, each (windows, context), and the dropout of these samples."""
+MicroBatch = tuple[tuple[Tensor, ...], Dropout | None]
+"""The first arguments of the loss, and the dropout of these samples."""
 
 MOST_WORKERS = 8
 """Each has gradients of its own; more cores than this work together on each micro-batch."""
@@ -37,15 +38,17 @@ class Gradient:
         model: whose `.grad`s are filled.
         loss: `model.loss`, possibly compiled; `model.loss` unless given.
         workers: see `workers_for`; the threads of torch are divided among them.
+        options: further arguments of the loss.
     """
 
-    def __init__(self, model: Decoder, loss: Callable[..., Tensor] | None = None, *, workers: int) -> None:
-        self.model = model
+    def __init__(
+        self, model: Model, loss: Callable[..., Tensor] | None = None, *, workers: int, **options: Any
+    ) -> None:
+        self.model, self.options = model, options
         # A replica shares the weights and has gradients of its own; tied weights stay tied.
         shared = {id(weight): weight for weight in model.parameters()}
         replicas = [
-            copy.deepcopy(model, {key: nn.Parameter(weight.detach()) for key, weight in shared.items()})
-            for _ in range(workers - 1)
+            copy.deepcopy(model, {key: _shared(weight) for key, weight in shared.items()}) for _ in range(workers - 1)
         ]
         self.losses = [loss or model.loss, *(replica.loss for replica in replicas)]
         self.weights = [list(model.parameters()), *(list(replica.parameters()) for replica in replicas)]
@@ -71,8 +74,13 @@ class Gradient:
     def _share(self, worker: int, batches: Sequence[MicroBatch], tokens: int) -> float:
         """The sum of the losses of one worker's micro-batches, one after another."""
         total = 0.0
-        for inputs, targets, dropout in batches:
-            loss = self.losses[worker](inputs, targets, dropout)
+        for tensors, dropout in batches:
+            loss = self.losses[worker](*tensors, dropout=dropout, **self.options)
             (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
+
+
+def _shared(weight: nn.Parameter) -> nn.Parameter:
+    """Another parameter with the same numbers."""
+    return nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)

@@ -12,23 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from rhapsode.base.errors import DamagedError, NotFiniteError
 from rhapsode.base.progress import Progress
-from rhapsode.inference.evaluation import evaluate
-from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import save_model
+from rhapsode.model.model import Model
 from rhapsode.model.stack import Dropout
-from rhapsode.training.batches import Windows
 from rhapsode.training.checkpoint import State, checkpoint_name, retain, save_checkpoint
 from rhapsode.training.dropout import ResidualDropout
-from rhapsode.training.gradient import Gradient, MicroBatch
+from rhapsode.training.gradient import Gradient
 from rhapsode.training.horizon import Horizon
+from rhapsode.training.objectives.objective import Batch, Objective
 from rhapsode.training.optimizers import Optimizers
 from rhapsode.training.run_folder import RunFolder
 from rhapsode.training.schedules import Schedule
@@ -39,16 +37,6 @@ if TYPE_CHECKING:
 
 TURNED_UP = 1.01
 """Validation has turned up for good only when it is also this much above its best."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The fixed slice of text that the run is judged on."""
-
-    tokens: np.ndarray
-    """(tokens,) ids."""
-    bytes_of_text: int
-    """Bytes of UTF-8 they stand for."""
 
 
 class Interruption:
@@ -98,10 +86,9 @@ class Trainer:
     def __init__(
         self,
         *,
-        model: Decoder,
+        model: Model,
         tokenizer: Tokenizer,
-        windows: Windows,
-        validation: Validation,
+        objective: Objective,
         settings: TrainSettings,
         horizon: Horizon,
         optimizers: Optimizers,
@@ -116,7 +103,7 @@ class Trainer:
         draw_sample: Callable[[str, float], str],
         gradient: Gradient,
     ) -> None:
-        self.model, self.tokenizer, self.windows, self.validation = model, tokenizer, windows, validation
+        self.model, self.tokenizer, self.objective = model, tokenizer, objective
         self.settings, self.horizon, self.optimizers, self.run_folder = settings, horizon, optimizers, run
         self.state, self.device, self.peak_flops = state, device, peak_flops
         self.identity, self.provenance = identity, provenance
@@ -166,13 +153,16 @@ class Trainer:
         settings, state = self.settings, self.state
         began = time.perf_counter()
         first = state.step * settings.batch_size
-        tokens = settings.batch_size * settings.context_length
+        micro = settings.micro_batch_size
         batches = [
-            self._micro_batch(first + offset, min(settings.micro_batch_size, settings.batch_size - offset))
-            for offset in range(0, settings.batch_size, settings.micro_batch_size)
+            self._micro_batch(first + offset, min(micro, settings.batch_size - offset))
+            for offset in range(0, settings.batch_size, micro)
         ]
+        trained, tokens = (sum(getattr(batch, what) for batch, _ in batches) for what in ("trained", "read"))
         with self._precision():
-            loss_per_token = self.gradient.compute(batches, tokens)
+            loss_per_token = self.gradient.compute(
+                [(batch.tensors, dropout) for batch, dropout in batches], max(1, trained)
+            )
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clipping or math.inf))
         self._check_finite(loss_per_token, norm, first)
         schedule = Schedule(settings.schedule, steps, settings.warmup_steps, settings.decay_share, settings.final_share)
@@ -191,29 +181,29 @@ class Trainer:
         )
         return loss_per_token
 
-    def _micro_batch(self, first: int, count: int) -> MicroBatch:
-        """Samples first, first + 1, ... as the loss takes them."""
+    def _micro_batch(self, first: int, count: int) -> tuple[Batch, Dropout | None]:
+        """Samples first, first + 1, ... on the device, and their dropout."""
         settings = self.settings
-        inputs, targets = self.windows.batch(first, count)  # (count, context) each
-        self._check_ids(inputs, targets, first)
+        batch = self.objective.batch(first, count)
+        self._check_ids(batch, first, count)
         dropout: Dropout | None = None
         if settings.dropout > 0:
             dropout = ResidualDropout(settings.dropout, settings.seed, self.state.step, first)
             if settings.compile:
                 dropout = torch.compiler.disable(dropout.__call__)  # type: ignore[no-untyped-call]
-        return torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device), dropout
+        return replace(batch, tensors=tuple(tensor.to(self.device) for tensor in batch.tensors)), dropout
 
     def _precision(self) -> torch.autocast:
         """bf16 on GPUs that have it; fp32 everywhere else."""
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
-    def _check_ids(self, inputs: np.ndarray, targets: np.ndarray, first: int) -> None:
-        largest = max(int(inputs.max()), int(targets.max()))
+    def _check_ids(self, batch: Batch, first: int, count: int) -> None:
+        largest = max(int(tensor.max()) for tensor in batch.tensors)
         if largest >= self.model.config.vocabulary_size:
             raise NotFiniteError(
                 f"the data hold token {largest}; the vocabulary has {self.model.config.vocabulary_size}",
-                where=f"step {self.state.step + 1}, samples {first} to {first + len(inputs) - 1}",
+                where=f"step {self.state.step + 1}, samples {first} to {first + count - 1}",
                 todo="The token store is damaged: start again from the text with --force.",
             )
 
@@ -232,10 +222,8 @@ class Trainer:
     def _not_finite(self, what: str, step: int, first: int) -> NotFiniteError:
         """What to raise when `what` is no finite number in `step`, whose samples begin with `first`."""
         count = self.settings.batch_size
-        starts = self.windows.starts(first, min(count, 8)).tolist()
-        places = ", ".join(map(str, starts)) + (", ..." if count > 8 else "")
         return NotFiniteError(
-            f"{what} is not a finite number (the samples begin at tokens {places} of the training text)",
+            f"{what} is not a finite number ({self.objective.places(first, count)})",
             where=f"step {step}, samples {first} to {first + count - 1}",
             todo="The last good checkpoint is kept. Try a smaller --learning-rate, in another run folder.",
         )
@@ -243,15 +231,8 @@ class Trainer:
     def _validate(self, bar: Progress) -> None:
         self._check_weights()
         settings, state = self.settings, self.state
-        found = evaluate(
-            self.model,
-            self.validation.tokens,
-            context=settings.context_length,
-            stride=settings.context_length,
-            bytes_of_text=self.validation.bytes_of_text,
-            batch=max(1, 16_384 // settings.context_length),
-        )
-        loss = found.nats_per_token
+        found = self.objective.validate(self.model)
+        loss = found.loss
         if not math.isfinite(loss):
             raise self._not_finite("the validation loss", state.step, (state.step - 1) * settings.batch_size)
         best = state.best_loss is None or loss < state.best_loss
@@ -260,8 +241,9 @@ class Trainer:
         if best:
             state = replace(state, best_loss=loss, best_bits_per_byte=found.bits_per_byte, best_step=state.step)
         self.state = state
-        self._record("validation", loss=loss, bits_per_byte=found.bits_per_byte, best=best)
-        bar.update(state.step, bits_per_byte=f"{found.bits_per_byte:.3f}")
+        self._record("validation", **found.named(), best=best)
+        shown = {name: f"{value:.3f}" for name, value in found.named().items() if name != "loss"}
+        bar.update(state.step, **(shown or {"validation_loss": f"{loss:.3f}"}))
 
     def _best_now(self) -> bool:
         return self.state.best_step == self.state.step
@@ -295,7 +277,8 @@ class Trainer:
             self._record("warning", message=message)
             return
         self.saved_step = step
-        retain(run.checkpoints, self.settings.keep_checkpoints, self.state.best_step)
+        newest = max(self.settings.keep_checkpoints, self.settings.average_checkpoints)
+        retain(run.checkpoints, newest, self.state.best_step)
         self._record("checkpoint", message=folder.name)
 
     def write_model(self, folder: Any) -> None:

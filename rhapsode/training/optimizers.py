@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rhapsode.base.errors import DamagedError, MismatchError
-from rhapsode.model.decoder import Decoder
 from rhapsode.model.initialization import Group, group_of
+from rhapsode.model.model import Model
 from rhapsode.training.settings import TrainSettings
 
 POLAR_EXPRESS = (
@@ -82,11 +82,12 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """The optimizers of one model, with their learning rates moved together by the schedule."""
 
-    def __init__(self, model: Decoder, settings: TrainSettings) -> None:
+    def __init__(self, model: Model, settings: TrainSettings) -> None:
         groups: dict[Group, list[tuple[str, Tensor]]] = defaultdict(list)
-        for name, parameter in model.named_parameters():
+        learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for name, parameter in learned.items():
             groups[group_of(name)].append((name, parameter))
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in learned.items()}
         self.parts = _parts(groups, settings)
         for part in self.parts:
             for group in part.param_groups:

@@ -2,15 +2,12 @@
 
     rhapsode train mytext.txt --minutes 10 --dry-run
 
-It times a few shapes on this machine and takes the one whose expected loss is lowest. The constants come from runs
-whose numbers stand in docs/lab.md.
+It times a few shapes on this machine and takes the one whose expected loss is lowest.
 """
 
 from __future__ import annotations
 
-import lzma
 import math
-import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,32 +20,20 @@ from rhapsode.base.files import read_json
 from rhapsode.base.machine import memory_bytes
 from rhapsode.base.progress import duration
 from rhapsode.base.settings import overridden
-from rhapsode.model.config import ModelConfig, Rope
-from rhapsode.model.decoder import Decoder
-from rhapsode.model.families.qwen3 import QWEN3
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.initialization import initialise
+from rhapsode.model.model import new_model
+from rhapsode.training.expectation import Text, expected_bits_per_byte
 from rhapsode.training.gradient import Gradient, workers_for
 from rhapsode.training.optimizers import Optimizers
 from rhapsode.training.settings import UNSET, TokenizerKind, TrainSettings
-
-SHAPES = (
-    (64, 2),
-    (96, 3),
-    (128, 4),
-    (192, 4),
-    (256, 5),
-    (320, 6),
-    (384, 6),
-    (512, 8),
-    (640, 10),
-    (768, 12),
-    (1024, 16),
-    (1536, 20),
-    (2048, 24),
-)
-"""Widths and depths to choose from: deeper as they get wider, as published families are."""
+from rhapsode.training.shapes import SHAPES, family_of, shape
+from rhapsode.training.timing import micro_batch_size, sample_tokens, step_seconds
 
 DEFAULTS = TrainSettings(
+    kind="decoder",
+    masked_share=0.15,
+    average_checkpoints=1,
     seed=0,
     rope_theta=10_000.0,
     optimizer="muon",
@@ -86,7 +71,8 @@ class Plan:
     config: ModelConfig
     choices: list[Choice]
     summary: str
-    expected_bits_per_byte: float
+    expected_bits_per_byte: float | None
+    """What a decoder should reach; None for other kinds."""
     timed: bool
     """Whether the number of steps follows the clock, not --steps."""
 
@@ -100,7 +86,7 @@ class Plan:
         }
 
     @staticmethod
-    def from_json(path: Path, settings: TrainSettings, vocabulary_size: int) -> Plan:
+    def from_json(path: Path, settings: TrainSettings, vocabulary_size: int, start_id: int | None = None) -> Plan:
         """The plan of a run that was begun before.
 
         Raises:
@@ -110,7 +96,7 @@ class Plan:
         try:
             return Plan(
                 settings=settings,
-                config=shape(settings, vocabulary_size),
+                config=shape(settings, vocabulary_size, start_id),
                 choices=[Choice(**choice) for choice in values["choices"]],
                 summary=values["summary"],
                 expected_bits_per_byte=values["expected_bits_per_byte"],
@@ -124,19 +110,6 @@ class Plan:
         return replace(self, settings=replace(self.settings, **values))
 
 
-@dataclass(frozen=True)
-class Text:
-    """What the planner knows of the tokenized text."""
-
-    tokens: int
-    """Training tokens."""
-    bytes: int
-    """Bytes of UTF-8 they stand for."""
-    validation_tokens: int
-    compressed_bits_per_byte: float
-    """What a general compressor reaches on a piece of it; see `compressed`."""
-
-
 VOCABULARIES = (
     (32_768, 2e9, 1000),
     (16_384, 4e8, 240),
@@ -147,19 +120,9 @@ VOCABULARIES = (
     (512, 4e5, 0),
 )
 """Entries of a BPE vocabulary, the bytes of text it needs, and the minutes."""
-
-
-def compressed(sample: str) -> float:
-    """Bits per byte that xz needs for a piece of text: how predictable it is before any learning."""
-    data = sample.encode("utf-8")
-    return 8.0 * len(lzma.compress(data, preset=1)) / max(1, len(data))
-
-
-REFERENCE_COMPRESSED = 3.14
-"""Bits per byte of xz on the texts of the runs that the constants come from."""
-FLOOR, SIZE_FACTOR, SIZE_POWER, TEXT_FACTOR, TEXT_POWER = 1.66, 23.0, 0.35, 103.7, 0.4
-REPEATS_WORTH = 8.0
-"""How many repetitions of a text are worth something, roughly; 15 in the source, for models that regularise better."""
+RICHER = 8
+"""Models that read whole texts at once are better off with words than with their parts: a vocabulary for so many times
+the text and the minutes. (At the vocabulary of a decoder, tokens of one or two letters would be masked.)"""
 
 
 def choose_tokenizer(settings: TrainSettings, text_bytes: int, minutes: float) -> tuple[TokenizerKind, int, str]:
@@ -174,43 +137,13 @@ def choose_tokenizer(settings: TrainSettings, text_bytes: int, minutes: float) -
     if settings.tokenizer in ("character", "byte"):
         return settings.tokenizer, 0, "as asked"
     kind = settings.tokenizer or "bpe"
+    richer = RICHER if settings.kind in ("encoder", "encoder-decoder") else 1
     for size, least_bytes, least_minutes in VOCABULARIES:
-        if text_bytes >= least_bytes and minutes >= least_minutes:
+        if text_bytes * richer >= least_bytes and minutes * richer >= least_minutes:
             return kind, size, f"{text_bytes / size:,.0f} bytes of text for each entry"
     if settings.tokenizer:
         return kind, 512, "as asked; the text is small"
     return "character", 0, "the text is small: every character is met often"
-
-
-def expected_bits_per_byte(parameters: float, bytes_seen: float, text: Text) -> float:
-    """What a run should reach: a floor, and powers of the model's size and of the text it reads.
-
-    The form is Hoffmann et al. 2022, equation 10, in bytes; its constants are fitted to the runs in docs/lab.md, and
-    scaled by how well xz compresses the text compared with theirs. Text read again is worth less each time
-    (Muennighoff et al. 2023, equation 5).
-    """
-    fresh = min(bytes_seen, text.bytes)
-    repeats = max(0.0, bytes_seen / text.bytes - 1)
-    effective = fresh * (1 + REPEATS_WORTH * (1 - math.exp(-repeats / REPEATS_WORTH)))
-    scale = text.compressed_bits_per_byte / REFERENCE_COMPRESSED
-    return float(scale * (FLOOR + SIZE_FACTOR / parameters**SIZE_POWER + TEXT_FACTOR / effective**TEXT_POWER))
-
-
-def shape(settings: TrainSettings, vocabulary_size: int) -> ModelConfig:
-    """The model's shape from settings in which every size is chosen, or follows from those that are."""
-    heads = settings.heads or max(1, settings.hidden_size // (settings.head_dim or 64))
-    return QWEN3.config(
-        vocabulary_size=vocabulary_size,
-        hidden_size=settings.hidden_size,
-        layers=settings.layers,
-        heads=heads,
-        kv_heads=settings.kv_heads or heads,
-        head_dim=settings.head_dim or settings.hidden_size // heads,
-        intermediate_size=settings.intermediate_size or max(1, round(settings.hidden_size * 8 / 3 / 32)) * 32,
-        context_length=settings.context_length,
-        rope=Rope(settings.rope_theta),
-        tied_embeddings=settings.tied_embeddings,
-    )
 
 
 @dataclass(frozen=True)
@@ -224,12 +157,19 @@ class _Candidate:
 
 
 def make_plan(
-    settings: TrainSettings, text: Text, tokenizer_reason: str, device: torch.device, seconds: float | None
+    settings: TrainSettings,
+    text: Text,
+    tokenizer_reason: str,
+    device: torch.device,
+    seconds: float | None,
+    *,
+    start_id: int | None = None,
 ) -> Plan:
     """Choose everything that is still open.
 
     Args:
         settings: chosen so far, the defaults among them; `vocabulary_size` is the tokenizer's.
+        start_id: the token that a decoder of two towers begins with.
         tokenizer_reason: why the tokenizer is as it is.
         seconds: what is left for planning and training; None when the number of steps is given.
 
@@ -238,19 +178,20 @@ def make_plan(
     """
     began = time.perf_counter()
     settings = overridden(_context(settings, text, seconds), settings)
-    if text.tokens < settings.context_length + 1:
+    settings = overridden(TrainSettings(family=family_of(settings).name), settings)
+    if text.pairs is None and text.tokens < settings.context_length + 1:
         raise InputError(
             f"the text has {text.tokens:,} tokens for training, too few for one window of {settings.context_length} "
             "and its next token",
             todo="Give more text, or a smaller --context-length.",
         )
-    candidates = [_sized(settings, width, layers) for width, layers in _open_shapes(settings)]
+    candidates = [_sized(settings, width, layers, start_id) for width, layers in _open_shapes(settings)]
     memory = settings.memory * 1e9 if settings.memory else memory_bytes() / 2
     workers = workers_for(device, compiled=False, threads=torch.get_num_threads())
-    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config, workers) <= memory]
+    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config, text, workers) <= memory]
     if not fitting:
         chosen, config = candidates[0]
-        needed = _memory(chosen, config, workers)
+        needed = _memory(chosen, config, text, workers)
         raise InputError(
             f"training needs about {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
             where="--memory",
@@ -259,7 +200,7 @@ def make_plan(
     worth = _worth_timing(fitting, text, seconds)
     timed = [_timed(chosen, config, text, device, workers, seconds) for chosen, config in worth]
     best = min(timed, key=lambda candidate: candidate.expected)
-    compiling = _compiling(best, device, workers, seconds)
+    compiling = _compiling(best, text, device, workers, seconds)
     if seconds is not None:
         seconds -= time.perf_counter() - began
     return _written(best, timed, text, tokenizer_reason, compiling, 1 if compiling[0] else workers, seconds)
@@ -268,12 +209,17 @@ def make_plan(
 def _context(settings: TrainSettings, text: Text, seconds: float | None) -> TrainSettings:
     """The context length: longer pays only when there is time to learn from what is far away."""
     minutes = math.inf if seconds is None else seconds / 60
+    tied = settings.kind != "decoder" or settings.vocabulary_size > 16_384
+    if text.pairs is not None:
+        return TrainSettings(context_length=min(1024, -(-text.pairs.longest // 16) * 16), tied_embeddings=tied)
     character = settings.tokenizer in ("character", "byte")
     wanted = (128 if minutes < 2 else 256) if character else (128 if minutes < 8 else 256 if minutes < 60 else 512)
+    if settings.kind != "decoder" and minutes < 60:
+        wanted = 128  # a gap is filled from what is near
     shortest = min(text.tokens, text.validation_tokens)
     while wanted > 8 and wanted * 4 > shortest:
         wanted //= 2
-    return TrainSettings(context_length=wanted, tied_embeddings=settings.vocabulary_size > 16_384)
+    return TrainSettings(context_length=wanted, tied_embeddings=tied)
 
 
 def _open_shapes(settings: TrainSettings) -> list[tuple[int, int]]:
@@ -285,29 +231,24 @@ def _open_shapes(settings: TrainSettings) -> list[tuple[int, int]]:
     return sorted(set(shapes))
 
 
-def _sized(settings: TrainSettings, width: int, layers: int) -> tuple[TrainSettings, ModelConfig]:
+def _sized(settings: TrainSettings, width: int, layers: int, start_id: int | None) -> tuple[TrainSettings, ModelConfig]:
     head_dim = 32 if width < 256 else 64
     heads = settings.heads or max(1, width // (settings.head_dim or head_dim))
     chosen = overridden(TrainSettings(hidden_size=width, layers=layers, heads=heads), settings)
-    config = shape(chosen, settings.vocabulary_size)
+    config = shape(chosen, settings.vocabulary_size, start_id)
     sizes = TrainSettings(
-        kv_heads=config.kv_heads, head_dim=config.head_dim, intermediate_size=config.intermediate_size
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        decoder_layers=config.decoder.layers if config.decoder else UNSET,
     )
     return overridden(sizes, chosen), config
 
 
-def _micro_windows(settings: TrainSettings, workers: int) -> int:
-    """Windows of a micro-batch: a worker's share of the batch, as far as 2,048 tokens go (1,024 beside others)."""
-    if settings.micro_batch_size:
-        return settings.micro_batch_size
-    most = max(1, 2048 // settings.context_length)
-    return min(most, math.ceil((settings.batch_size or most) / workers))
-
-
-def _memory(settings: TrainSettings, config: ModelConfig, workers: int) -> float:
+def _memory(settings: TrainSettings, config: ModelConfig, text: Text, workers: int) -> float:
     """Bytes that training takes, roughly: weights, two moments, and a gradient and activations for each worker."""
+    tokens = micro_batch_size(settings, text, workers) * sample_tokens(settings, text)
     widths = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) + 3 * config.vocabulary_size
-    tokens = _micro_windows(settings, workers) * settings.context_length
     return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + widths * tokens)
 
 
@@ -342,15 +283,16 @@ def _timed(
     seconds: float | None,
 ) -> _Candidate:
     """Train a shape on nonsense for a moment, a fiftieth of the time at most, and say what it would reach."""
-    model = Decoder(config).to(device)
+    model = new_model(config).to(device)
     initialise(model, 0)
-    optimizers = Optimizers(model, overridden(_rates(1000), settings))
+    optimizers = Optimizers(model, overridden(_rates(settings, 1000), settings))
     budget = 1.0 if seconds is None else min(3.0, seconds / 50)
     gradient = Gradient(model, workers=workers)
-    compute, update = _step_seconds(gradient, optimizers, settings, budget)
-    per_token = compute / (workers * _micro_windows(settings, workers) * settings.context_length)
+    compute, update = step_seconds(gradient, optimizers, settings, text, budget)
+    per_sample = sample_tokens(settings, text)
+    per_token = compute / (workers * micro_batch_size(settings, text, workers) * per_sample)
     if seconds is None:
-        tokens = settings.steps * (settings.batch_size or 8) * settings.context_length
+        tokens = int(settings.steps * (settings.batch_size or 8) * per_sample)
     else:
         tokens = int(USABLE * seconds / per_token)
         tokens = int(USABLE * seconds / (per_token + update / _batch_tokens(tokens)))
@@ -359,50 +301,32 @@ def _timed(
     return _Candidate(settings, config, per_token, expected)
 
 
-def _step_seconds(
-    gradient: Gradient, optimizers: Optimizers, settings: TrainSettings, budget: float
-) -> tuple[float, float]:
-    """Seconds of the gradient of a micro-batch for each worker, and of the optimizers: medians over about `budget`."""
-    model, workers = gradient.model, len(gradient.losses)
-    windows = _micro_windows(settings, workers)
-    ids = torch.arange(windows * settings.context_length, device=model.device) * 7919
-    ids = (ids % model.config.vocabulary_size).view(windows, settings.context_length)
-    computes: list[float] = []
-    updates: list[float] = []
-    begin = time.perf_counter()
-    while len(computes) < 2 or time.perf_counter() - begin < budget:
-        start = time.perf_counter()
-        gradient.compute([(ids, ids, None)] * workers, workers * ids.numel())
-        middle = time.perf_counter()
-        optimizers.step()
-        model.embedding.weight[0, 0].item()  # waits for the device
-        computes.append(middle - start)
-        updates.append(time.perf_counter() - middle)
-    return statistics.median(computes[1:]), statistics.median(updates[1:])
-
-
 LEAST_SECONDS_TO_COMPILE = 1800
 """Of a run: compiling takes up to a minute, here and once more in the run, and gains a fifth at most."""
 
 
-def _compiling(best: _Candidate, device: torch.device, workers: int, seconds: float | None) -> tuple[bool, str]:
+def _compiling(
+    best: _Candidate, text: Text, device: torch.device, workers: int, seconds: float | None
+) -> tuple[bool, str]:
     """Whether torch.compile pays within the run, its own time counted, and why."""
     settings = best.settings
     if settings.compile is not UNSET:
         return settings.compile, "as asked"
+    if settings.kind != "decoder":
+        return False, "not tried for this kind of model"
     if seconds is None or seconds < LEAST_SECONDS_TO_COMPILE:
         return False, "it takes up to a minute and gains a fifth at most: not for a run of this length"
-    model = Decoder(best.config).to(device)
+    model = new_model(best.config).to(device)
     initialise(model, 0)
-    optimizers = Optimizers(model, overridden(_rates(1000), settings))
-    eager, _ = _step_seconds(Gradient(model, workers=workers), optimizers, settings, 3.0)
+    optimizers = Optimizers(model, overridden(_rates(settings, 1000), settings))
+    eager, _ = step_seconds(Gradient(model, workers=workers), optimizers, settings, text, 3.0)
     eager /= workers
     began = time.perf_counter()
     try:
         compiled = Gradient(model, torch.compile(model.loss), workers=1)
-        _step_seconds(compiled, optimizers, settings, 0.0)
+        step_seconds(compiled, optimizers, settings, text, 0.0)
         took = time.perf_counter() - began
-        faster, _ = _step_seconds(compiled, optimizers, settings, 3.0)
+        faster, _ = step_seconds(compiled, optimizers, settings, text, 3.0)
     except Exception as error:  # no compiler, no support: whatever it is, the run does without
         return False, f"torch.compile does not work here ({type(error).__name__})"
     gain = 1 - faster / eager
@@ -418,11 +342,11 @@ def _batch_tokens(tokens: int) -> int:
     return int(min(65_536, max(1024, 1.4 * math.sqrt(tokens))))
 
 
-def _rates(steps: int) -> TrainSettings:
+def _rates(settings: TrainSettings, steps: int) -> TrainSettings:
     """Learning rates and momentum for a run of so many steps."""
     return TrainSettings(
         learning_rate=0.04,
-        embedding_learning_rate=0.05,
+        embedding_learning_rate=0.005 if settings.tied_embeddings else 0.05,
         head_learning_rate=0.01,
         warmup_steps=min(20, max(1, steps // 20)),
         momentum=0.9 if steps < 1000 else 0.95,
@@ -443,17 +367,17 @@ def _written(
 ) -> Plan:
     """The plan around the shape chosen: batch, horizon, rates, intervals, and every reason."""
     settings, config = best.settings, best.config
-    context = settings.context_length
+    context, per_sample = settings.context_length, sample_tokens(settings, text)
     if settings.steps:
-        batch = settings.batch_size or max(1, 2048 // context)
+        batch = settings.batch_size or max(1, round(2048 / per_sample))
         steps = settings.steps
     else:
         assert seconds is not None
         total = int(USABLE * max(0.0, seconds) / best.seconds_per_token)
-        batch = settings.batch_size or max(1, round(_batch_tokens(total) / context))
-        steps = max(10, total // (batch * context))
-    tokens = steps * batch * context
-    rates = _rates(steps)
+        batch = settings.batch_size or max(1, round(_batch_tokens(total) / per_sample))
+        steps = max(10, int(total / (batch * per_sample)))
+    tokens = int(steps * batch * per_sample)
+    rates = _rates(settings, steps)
     if settings.optimizer != "muon":
         rates = replace(rates, learning_rate=ADAMW_RATE if settings.optimizer == "adamw" else SGD_RATE, momentum=0.9)
     evaluated = settings.validation_tokens or min(text.validation_tokens, max(8192, tokens // 250))
@@ -463,7 +387,8 @@ def _written(
         steps=steps,
         dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2,
         batch_size=batch,
-        micro_batch_size=_micro_windows(overridden(settings, TrainSettings(batch_size=batch)), workers),
+        micro_batch_size=micro_batch_size(overridden(settings, TrainSettings(batch_size=batch)), text, workers),
+        label_smoothing=0.1 if text.pairs is not None else 0.0,
         validation_tokens=evaluated,
         validation_interval=max(1, steps // evaluations),
         sample_interval=max(1, steps // 5),
@@ -472,29 +397,33 @@ def _written(
     )
     settings = overridden(overridden(rates, open_choices), settings)
     minutes = "" if seconds is None else f" in {duration(seconds)}"
+    decoder = settings.kind == "decoder"
     others = "; ".join(
-        f"{c.settings.hidden_size} x {c.settings.layers}: {1 / c.seconds_per_token:,.0f} tokens/s, "
-        f"{c.expected:.2f} expected"
+        f"{c.settings.hidden_size} x {c.settings.layers}: {1 / c.seconds_per_token:,.0f} tokens/s"
+        + (f", {c.expected:.2f} expected" if decoder else "")
         for c in timed
     )
     entries = f"{settings.tokenizer}, {settings.vocabulary_size:,} entries"
     sizes = f"{config.hidden_size} wide, {config.layers} layers, {config.heads} heads"
-    bytes_per_token = text.bytes / text.tokens
+    if config.decoder:
+        sizes = f"{config.hidden_size} wide, {config.layers} + {config.decoder.layers} layers, {config.heads} heads"
+    samples = "windows" if text.pairs is None else "pairs"
+    about = f"about {context * text.bytes / text.tokens:,.0f} bytes of text"
+    if text.pairs is not None:
+        about = "all but one in a thousand sides are shorter"
     choices = [
         Choice("tokenizer", entries, tokenizer_reason),
         Choice("shape", sizes, f"timed here: {others}"),
+        Choice("family", f"{settings.family} ({settings.kind})", "the form in which others read it"),
         Choice("parameters", f"{config.parameters:,}", f"{tokens / config.parameters:,.1f} tokens for each"),
-        Choice("context", f"{context} tokens", f"about {context * bytes_per_token:,.0f} bytes of text"),
-        Choice("batch", f"{batch} windows, {batch * context:,} tokens", "about the square root of all tokens"),
+        Choice("context", f"{context} tokens", about),
+        Choice("batch", f"{batch} {samples}, {batch * per_sample:,.0f} tokens", "about the square root of all tokens"),
         Choice("horizon", f"{steps:,} steps, {tokens:,} tokens", f"the text {epochs:,.1f} times{minutes}"),
         Choice("optimizer", settings.optimizer, f"learning rate {settings.learning_rate:g}"),
         Choice("compiled", "yes" if settings.compile else "no", compiling[1]),
         Choice("dropout", f"{settings.dropout:g}", f"the text is read {epochs:,.1f} times"),
     ]
-    summary = (
-        f"{config.parameters / 1e6:.2f} million parameters, {tokens / 1e6:.2f} million tokens{minutes}; "
-        f"expected: about {best.expected:.2f} bits per byte."
-    )
-    return Plan(
-        settings, config, choices, summary, best.expected, timed=seconds is not None and not best.settings.steps
-    )
+    expected = best.expected if decoder else None
+    summary = f"{config.parameters / 1e6:.2f} million parameters, {tokens / 1e6:.2f} million tokens{minutes}"
+    summary += f"; expected: about {expected:.2f} bits per byte." if expected is not None else "."
+    return Plan(settings, config, choices, summary, expected, timed=seconds is not None and not best.settings.steps)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -11,28 +9,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-import rhapsode
 from rhapsode.base.errors import DamagedError, InputError, MismatchError, NotFiniteError
-from rhapsode.base.files import new_folder, read_json, write_json
-from rhapsode.base.machine import peak_flops, prepare, processor
-from rhapsode.base.settings import given, overridden, read_yaml, validated
-from rhapsode.corpus.corpus import Corpus
-from rhapsode.corpus.prepare import prepare_corpus
+from rhapsode.base.files import new_folder, read_json
+from rhapsode.base.machine import peak_flops, processor
+from rhapsode.base.settings import given, validated
 from rhapsode.inference.language_model import LanguageModel
-from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import load_model
 from rhapsode.model.initialization import initialise
-from rhapsode.tokenizer.store import TokenStore, build_token_store
-from rhapsode.tokenizer.tokenizer import Tokenizer
-from rhapsode.tokenizer.train import train_tokenizer
-from rhapsode.training.batches import Windows
+from rhapsode.model.model import Model, new_model
 from rhapsode.training.checkpoint import (
     MANIFEST,
     OPTIMIZER,
@@ -47,18 +37,14 @@ from rhapsode.training.checkpoint import (
 )
 from rhapsode.training.gradient import Gradient, workers_for
 from rhapsode.training.horizon import Horizon
-from rhapsode.training.loop import Trainer, Validation
+from rhapsode.training.job import Job, versions
+from rhapsode.training.loop import Trainer
 from rhapsode.training.optimizers import Optimizers
-from rhapsode.training.planner import DEFAULTS, Plan, Text, choose_tokenizer, compressed, make_plan
+from rhapsode.training.planner import Plan
+from rhapsode.training.preparation import SECONDS_AFTER_LAST_STEP, prepare_job, reopen_job
 from rhapsode.training.run_folder import RunFolder
-from rhapsode.training.settings import UNSET, TrainSettings
-
-SAMPLE_TOKENS = 120
-SECONDS_AFTER_LAST_STEP = 2.5
-"""Copying the best model and writing the report."""
-
-MAY_STAY_OPEN = ("minutes", "memory", "tokenizer_folder")
-"""Settings that mean something when they are None; every other one of a run is resolved."""
+from rhapsode.training.samples import write_sample
+from rhapsode.training.settings import TrainSettings
 
 FRESH = State(
     step=0,
@@ -122,7 +108,7 @@ def train(
         raise InputError(f"--resume goes on with a run; --{'force' if force else 'dry-run'} does not go with it")
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="rhapsode-plan-") as folder:
-            job = _prepare(RunFolder(Path(folder)), texts, settings, started, reading)
+            job = prepare_job(RunFolder(Path(folder)), texts, settings, started, reading)
             show_plan(job.plan)
             return TrainResult(run.path, "planned", job.plan, None)
     if not run.begun and run.path.exists() and any(run.path.iterdir()):
@@ -139,88 +125,14 @@ def train(
         for name in run.remove_leftovers():
             run.say(f"Removed {name}, left by a process that was cut short.")
         if run.exists and resume:
-            job = _reopen(run, texts, settings, reading)
+            job = reopen_job(run, texts, settings, reading)
         else:
             _refuse_own_texts(run, [*texts, *reading.get("validation", ()), settings.tokenizer_folder or "-"])
             with run.making_way():
-                job = _prepare(run, texts, settings, started, reading)
+                job = prepare_job(run, texts, settings, started, reading)
                 job.plan_written()
         show_plan(job.plan)
         return _carry_out(job, started)
-
-
-@dataclass
-class _Job:
-    """Everything training needs, prepared or read back."""
-
-    run: RunFolder
-    corpus: Corpus
-    tokenizer: Tokenizer
-    train_tokens: TokenStore
-    validation_tokens: TokenStore
-    settings: TrainSettings
-    plan: Plan
-    device: torch.device
-
-    def plan_written(self) -> None:
-        write_json(self.run.plan, self.plan.as_json())
-        self.run.write_settings(asdict(self.settings))
-
-    def windows(self) -> Windows:
-        """The training text as the loop reads it."""
-        return Windows(self.train_tokens.tokens, self.settings.context_length, self.settings.seed)
-
-    def validation(self) -> Validation:
-        """The first tokens of the validation text, up to the number set.
-
-        Raises:
-            InputError: there are too few to predict any.
-        """
-        tokens = np.array(self.validation_tokens.tokens[: self.settings.validation_tokens])  # (validation_tokens,)
-        bytes_of_text = len(self.tokenizer.decode(tokens).encode("utf-8"))
-        if len(tokens) < 2 or not bytes_of_text:
-            raise InputError(
-                f"the text to validate on has {len(tokens)} tokens, too few to predict any",
-                todo="Give more text, a larger --validation-fraction, or more --validation-tokens.",
-            )
-        return Validation(tokens, bytes_of_text)
-
-    def identity(self) -> dict[str, str]:
-        """What the checkpoints of this run belong to."""
-        chosen = {field.name: getattr(self.settings, field.name) for field in fields(self.settings)}
-        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode("utf-8")).hexdigest()
-        return {
-            "settings": digest,
-            "data": self.train_tokens.fingerprint,
-            "corpus": self.corpus.fingerprint,
-            "tokenizer": self.tokenizer.digest,
-        }
-
-    def provenance(self) -> dict[str, Any]:
-        """What the model folders say of where they come from."""
-        return {
-            "made_by": f"rhapsode {rhapsode.__version__}",
-            "objective": "next token",
-            "data": {"corpus": self.corpus.fingerprint, "tokens": self.train_tokens.fingerprint},
-            "tokenizer": {"kind": self.tokenizer.kind, "sha256": self.tokenizer.digest},
-            "settings": {name: value for name, value in asdict(self.settings).items() if not isinstance(value, Path)},
-            "versions": versions(),
-            "parent": None,
-        }
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    import numpy
-    import tokenizers
-
-    return {
-        "rhapsode": rhapsode.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
 
 
 def _name_of(texts: Sequence[str]) -> str:
@@ -240,127 +152,11 @@ def _refuse_own_texts(run: RunFolder, texts: Sequence[str | Path]) -> None:
             )
 
 
-def _read_corpus(run: RunFolder, texts: Sequence[str], reading: dict[str, Any]) -> Corpus:
-    if len(texts) == 1 and texts[0] != "-" and Corpus.is_corpus(Path(texts[0])):
-        if reading:
-            raise InputError(
-                f"{', '.join(sorted(reading))}: a prepared corpus has been read already",
-                where=texts[0],
-                todo="Give these to `rhapsode corpus`.",
-            )
-        return Corpus.open(Path(texts[0]))
-    return prepare_corpus(texts, run.corpus, force=True, **reading)
-
-
-def _prepare(
-    run: RunFolder, texts: Sequence[str], settings: TrainSettings, started: float, reading: dict[str, Any]
-) -> _Job:
-    """Corpus, tokenizer, token stores and plan of a new run."""
-    device = prepare(settings.device or "auto", settings.threads)
-    minutes = settings.minutes or (UNSET if settings.steps else 10.0)
-    settings = overridden(settings, TrainSettings(minutes=minutes, threads=torch.get_num_threads()))
-    run.say(f"Reading {', '.join(texts)}")
-    corpus = _read_corpus(run, texts, reading)
-    kind, size, reason = choose_tokenizer(settings, corpus.bytes("train"), minutes or 10.0)
-    if settings.tokenizer_folder:
-        tokenizer = Tokenizer.load(settings.tokenizer_folder)
-        reason = f"read from {settings.tokenizer_folder}"
-    else:
-        tokenizer = train_tokenizer((piece for piece, _ in corpus.pieces("train")), kind, size or None)
-    if tokenizer.end_of_text_id is None or tokenizer.padding_id is None:
-        raise InputError("has no end-of-text or padding token", where=str(settings.tokenizer_folder))
-    tokenizer.save(run.tokenizer)
-    stores = build_token_store(corpus, tokenizer, run.tokens)
-    sample = next(piece for piece, _ in corpus.pieces("train"))
-    text = Text(
-        tokens=len(stores.train.tokens),
-        bytes=corpus.bytes("train"),
-        validation_tokens=len(stores.validation.tokens),
-        compressed_bits_per_byte=compressed(sample[:200_000]),
-    )
-    settings = overridden(overridden(DEFAULTS, settings), TrainSettings(vocabulary_size=tokenizer.vocabulary_size))
-    if not settings.tokenizer:
-        settings = overridden(settings, TrainSettings(tokenizer=kind))
-    seconds = None
-    if minutes:
-        seconds = 60 * minutes - (time.time() - started) - SECONDS_AFTER_LAST_STEP
-        if seconds < 1:
-            raise InputError(
-                f"reading and preparing the text took {time.time() - started:.0f} s; nothing is left of the "
-                f"{minutes:g} minutes to train in",
-                todo="Ask for more --minutes, or prepare the text first with `rhapsode corpus`.",
-            )
-    plan = make_plan(settings, text, reason, device, seconds)
-    context = plan.settings.context_length
-    if plan.settings.sample_prompt is UNSET:
-        prompt = next(piece for piece, _ in corpus.pieces("validation"))[:24].rpartition(" ")[0]
-        while len(tokenizer.encode(prompt)) > context // 2:
-            prompt = prompt[:-1]
-        plan = plan.with_settings(sample_prompt=prompt)
-    elif (length := len(tokenizer.encode(plan.settings.sample_prompt))) > context:
-        raise InputError(f"has {length} tokens; the model's context has {context}", where="--sample-prompt")
-    job = _Job(run, corpus, tokenizer, stores.train, stores.validation, plan.settings, plan, device)
-    job.windows()  # texts that are too short are refused before there is a run
-    job.validation()
-    return job
-
-
-def _reopen(run: RunFolder, texts: Sequence[str], settings: TrainSettings, reading: dict[str, Any]) -> _Job:
-    """An existing run as it was planned.
-
-    Raises:
-        MismatchError: what is given now differs from what the run was made with; the message lists the differences.
-    """
-    saved = validated(TrainSettings, read_yaml(run.settings), str(run.settings))
-    if missing := [name for name, value in asdict(saved).items() if value is None and name not in MAY_STAY_OPEN]:
-        raise DamagedError(f"a value is missing for {', '.join(missing)}", where=str(run.settings))
-    if reading and not texts:
-        raise InputError(
-            f"{', '.join(sorted(reading))}: no text is read, as none was given",
-            todo="Name the texts of the run again, or leave these out.",
-        )
-    differences = [
-        f"{name} was {getattr(saved, name)} and is {value} now"
-        for name, value in given(settings).items()
-        if getattr(saved, name) != value and name not in ("tokenizer_folder", "threads", "device")
-    ]
-    if not Corpus.is_corpus(run.corpus) and not texts:
-        raise InputError("its corpus lies elsewhere", where=str(run.path), todo="Name the corpus again.")
-    corpus = Corpus.open(run.corpus) if Corpus.is_corpus(run.corpus) else Corpus.open(Path(texts[0]))
-    tokenizer = Tokenizer.load(run.tokenizer)
-    if texts:
-        with tempfile.TemporaryDirectory(prefix="rhapsode-compare-") as folder:
-            now = _read_corpus(RunFolder(Path(folder)), texts, reading)
-            if now.fingerprint != corpus.fingerprint:
-                differences.append(
-                    f"the text had {corpus.bytes('train'):,} bytes for training with fingerprint "
-                    f"{corpus.fingerprint[:12]} and has {now.bytes('train'):,} with {now.fingerprint[:12]} now"
-                )
-    if settings.tokenizer_folder and (other := Tokenizer.load(settings.tokenizer_folder)).digest != tokenizer.digest:
-        differences.append(f"the tokenizer was {tokenizer.digest[:12]} and is {other.digest[:12]} now")
-    if differences:
-        raise MismatchError(
-            f"this run was made otherwise: {'; '.join(differences)}",
-            where=str(run.path),
-            todo="Resume it as it was, or start another run with --out.",
-        )
-    if settings.threads and settings.threads != saved.threads:
-        run.say(f"Computing with {settings.threads} threads, not {saved.threads}: the last bits will differ.")
-    train_tokens, validation_tokens = (
-        TokenStore.open(run.tokens / split, tokenizer=tokenizer, corpus=corpus) for split in ("train", "validation")
-    )
-    for store in (train_tokens, validation_tokens):
-        store.verify()
-    plan = Plan.from_json(run.plan, saved, tokenizer.vocabulary_size)
-    device = prepare(settings.device or saved.device, settings.threads or saved.threads)
-    return _Job(run, corpus, tokenizer, train_tokens, validation_tokens, saved, plan, device)
-
-
-def _carry_out(job: _Job, started: float) -> TrainResult:
+def _carry_out(job: Job, started: float) -> TrainResult:
     """Train a job from where it stands to its end, and put the model in place."""
     run, settings, identity = job.run, job.settings, job.identity()
     found = _checkpoint_to_resume(job, identity)
-    model = Decoder(job.plan.config).to(job.device)
+    model = new_model(job.plan.config).to(job.device)
     initialise(model, settings.seed)
     optimizers = Optimizers(model, settings)
     state = FRESH if found is None else _restore(found, model, optimizers)
@@ -390,8 +186,7 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
     trainer = Trainer(
         model=model,
         tokenizer=job.tokenizer,
-        windows=job.windows(),
-        validation=job.validation(),
+        objective=job.objective(),
         settings=settings,
         horizon=horizon,
         optimizers=optimizers,
@@ -403,13 +198,12 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
         provenance=job.provenance(),
         started=started,
         saved_step=resumed_from,
-        draw_sample=lambda prompt, temperature: (
-            writer.generate(prompt, temperature=temperature, max_new_tokens=SAMPLE_TOKENS, seed=settings.seed).text
-        ),
+        draw_sample=lambda prompt, temperature: write_sample(writer, prompt, temperature, settings.seed),
         gradient=Gradient(
             model,
             torch.compile(model.loss) if settings.compile else None,
             workers=workers_for(job.device, settings.compile, torch.get_num_threads()),
+            **({"label_smoothing": settings.label_smoothing} if settings.kind == "encoder-decoder" else {}),
         ),
     )
     with trainer.interruption.watched(run.say):
@@ -425,7 +219,7 @@ def _carry_out(job: _Job, started: float) -> TrainResult:
     return TrainResult(run.path, reason, job.plan, trainer.state)
 
 
-def _checkpoint_to_resume(job: _Job, identity: dict[str, str]) -> Path | None:
+def _checkpoint_to_resume(job: Job, identity: dict[str, str]) -> Path | None:
     """The newest good checkpoint of the run, if it was begun before; what the records say beyond it is cut off.
 
     Raises:
@@ -457,7 +251,7 @@ def _checkpoint_to_resume(job: _Job, identity: dict[str, str]) -> Path | None:
     return None if found is None else found[0]
 
 
-def _difference(name: str, was: str, now: str, folder: Path, job: _Job) -> str:
+def _difference(name: str, was: str, now: str, folder: Path, job: Job) -> str:
     """How what a checkpoint belongs to differs from what is here now, setting by setting where it is the settings."""
     if name == "settings":
         then, present = read_json(folder / "rhapsode.json")["settings"], job.provenance()["settings"]
@@ -469,7 +263,7 @@ def _difference(name: str, was: str, now: str, folder: Path, job: _Job) -> str:
     return f"its {name} was {was[:12]} and is {now[:12]} now"
 
 
-def _restore(folder: Path, model: Decoder, optimizers: Optimizers) -> State:
+def _restore(folder: Path, model: Model, optimizers: Optimizers) -> State:
     """Put a checkpoint into model and optimizers."""
     state, tensors = load_state(folder)
     with torch.no_grad():
@@ -479,7 +273,7 @@ def _restore(folder: Path, model: Decoder, optimizers: Optimizers) -> State:
     return state
 
 
-def _finish(job: _Job, trainer: Trainer, reason: str) -> None:
+def _finish(job: Job, trainer: Trainer, reason: str) -> None:
     """Put the best model in place as RUN/model, and record the end.
 
     Raises:
@@ -511,21 +305,51 @@ def _finish(job: _Job, trainer: Trainer, reason: str) -> None:
     run.say(message)
 
 
-def _put_model(job: _Job, trainer: Trainer) -> None:
-    """RUN/model becomes the best checkpoint's model; that of now, where there is no best one or it is damaged."""
+def _put_model(job: Job, trainer: Trainer) -> None:
+    """RUN/model becomes the best checkpoint's model; that of now, where there is no best one or it is damaged.
+
+    Where the run averages, it becomes the mean of the last checkpoints.
+    """
     run, state = job.run, trainer.state
     best = run.checkpoints / checkpoint_name(state.best_step)
+    averaged = job.settings.average_checkpoints > 1
     try:
         verify_folder(best)
         whole = True
     except DamagedError:
         whole = False
-        if state.best_loss is not None:
+        if state.best_loss is not None and not averaged:
             run.say(f"{best.name}, the best checkpoint, is missing or damaged: the model is that of step {state.step}.")
     with disk_errors(), new_folder(run.model, replace=True) as temporary:
-        if whole:
+        if averaged:
+            _average(run, trainer.model, job.settings.average_checkpoints)
+            trainer.write_model(temporary)
+        elif whole:
             for file in sorted(best.iterdir()):
                 if file.name not in (OPTIMIZER, STATE, MANIFEST):
                     shutil.copyfile(file, temporary / file.name)
         else:
             trainer.write_model(temporary)
+
+
+def _average(run: RunFolder, model: Model, count: int) -> None:
+    """Put the mean of the weights of the last good checkpoints into a model (Vaswani et al. 2017, section 6.1)."""
+    good: list[Path] = []
+    for folder in reversed(checkpoints(run.checkpoints)):
+        try:
+            verify_folder(folder)
+        except DamagedError:
+            continue
+        good.append(folder)
+        if len(good) == count:
+            break
+    if not good:
+        return
+    run.say(f"The model is the mean of {len(good)} checkpoints: {', '.join(folder.name for folder in reversed(good))}.")
+    with torch.no_grad():
+        for number, folder in enumerate(good, start=1):
+            for mean, theirs in zip(model.parameters(), load_model(folder).parameters(), strict=True):
+                if number == 1:
+                    mean.copy_(theirs)
+                else:
+                    mean.lerp_(theirs.to(mean.device), 1 / number)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rhapsode.base.settings import Range
+from rhapsode.model.config import Kind
 from rhapsode.training.schedules import ScheduleName
 
 TokenizerKind = Literal["character", "word", "byte", "bpe", "unigram"]
@@ -33,17 +34,26 @@ class TrainSettings:
     seed: Annotated[int, Range(0, 2**63 - 1)] = UNSET
     """Seed of the initial weights, the order of the data, and dropout; 0 unless given."""
 
+    kind: Kind = UNSET
+    """What to train: decoders continue text, encoders fill gaps, encoder-decoders turn text into text."""
+    family: str = UNSET
+    """The public family whose form the model has: qwen3, bert or marian unless given."""
+    masked_share: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = UNSET
+    """The share of tokens that become gaps in an encoder's text, or are cut out of an encoder-decoder's."""
+
     tokenizer: TokenizerKind = UNSET
     """What a token is."""
     tokenizer_folder: Path = UNSET
-    """Use this tokenizer instead of training one: a folder, or a tokenizer.json."""
+    """Use this tokenizer instead of training one: a folder, or a file, ours or others'."""
     vocabulary_size: Annotated[int, Range(2, 2**31)] = UNSET
     """Entries of the tokenizer to train, special tokens included."""
 
     hidden_size: Annotated[int, Range(2, 65536)] = UNSET
     """Width of the model."""
     layers: Annotated[int, Range(1, 1000)] = UNSET
-    """Blocks of attention and feed-forward."""
+    """Blocks of attention and feed-forward; of the encoder, where there are two towers."""
+    decoder_layers: Annotated[int, Range(1, 1000)] = UNSET
+    """Blocks of an encoder-decoder's decoder; as many as the encoder's unless given."""
     heads: Annotated[int, Range(1, 1024)] = UNSET
     """Query heads of each attention."""
     kv_heads: Annotated[int, Range(1, 1024)] = UNSET
@@ -62,9 +72,9 @@ class TrainSettings:
     steps: Annotated[int, Range(1)] = UNSET
     """Optimizer steps; with it, --minutes is only an estimate."""
     batch_size: Annotated[int, Range(1)] = UNSET
-    """Windows of text in a step."""
+    """Windows, or pairs, of text in a step."""
     micro_batch_size: Annotated[int, Range(1)] = UNSET
-    """Windows computed at once; gradients of several are added up to a step."""
+    """Those computed at once; gradients of several are added up to a step."""
     optimizer: Literal["muon", "adamw", "sgd"] = UNSET
     """Muon (with AdamW for embeddings, head and gains), AdamW, or SGD with momentum."""
     learning_rate: Annotated[float, Range(0, low_open=True)] = UNSET
@@ -95,6 +105,10 @@ class TrainSettings:
     """With wsd: the last part of the run over which the learning rate falls."""
     final_share: Annotated[float, Range(0, 1)] = UNSET
     """Share of the peak learning rate that is left at the end."""
+    label_smoothing: Annotated[float, Range(0, 1, high_open=True)] = UNSET
+    """Of an encoder-decoder: the share of each target that is spread over the whole vocabulary."""
+    average_checkpoints: Annotated[int, Range(1, 100)] = UNSET
+    """The model in the end: the mean of the weights of so many of the last checkpoints; 1 takes the best one."""
     compile: bool = UNSET
     """Whether to use torch.compile; unless given, only where it is measured to pay within the run."""
 

@@ -136,14 +136,17 @@ def test_every_kind_is_asked_for_what_it_does(family: str, tokenizer: Tokenizer)
     same = check(model, tokenizer, [("peer", lambda: Ours(model), SAME)], context=context)
     assert same.rows[0].largest == 0.0
     assert (same.rows[0].agreeing is None) == (model.config.kind == "encoder")
-    for name, parameter in model.named_parameters():
+    other = random_model(model.config)
+    for name, parameter in other.named_parameters():
         learned_far = "positions" in name or "token_types" in name or not parameter.requires_grad
         if learned_far or name.endswith("embedding.weight") or ".blocks.0." in name:
             continue
-        other = random_model(model.config)
+        before = parameter.detach().clone()
         with torch.no_grad():
-            dict(other.named_parameters())[name].mul_(1.5).add_(0.1)
-        row = check(model, tokenizer, [("peer", lambda other=other: Ours(other), SAME)], context=context).rows[0]
+            parameter.mul_(1.5).add_(0.1)
+        row = check(model, tokenizer, [("peer", lambda: Ours(other), SAME)], context=context).rows[0]
+        with torch.no_grad():
+            parameter.copy_(before)
         no_trace = name.endswith("key.bias")  # which no softmax can see
         assert row.fault or no_trace, name
 

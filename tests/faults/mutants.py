@@ -23,6 +23,7 @@ from rhapsode.tokenizer.tokenizer import Tokenizer
 
 SECONDS = 5
 MEMORY = 100 * 2**20  # bytes, beyond twice the files
+LARGEST = 8 * 2**20  # bytes of a mutant
 
 TEXTS = ("Hello  wörld 🦙 1984\n\n ### e\u0301ｱ\u0301 </s>", "a" * 60 + "!" + "ab" * 40 + " " * 70, "")
 NUMBERS = (
@@ -67,7 +68,7 @@ def mutate(data: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.choice((1, 1, 2, 3))):
         kinds = [_flip, _cut, _insert, _repeat, _remove, _number, _ones]
         kinds += [_json] * 5 if data.lstrip()[:1] == b"{" else [_line, _line]
-        data = draw.choice(kinds)(data, draw)
+        data = draw.choice(kinds)(data, draw)[:LARGEST]
     return data
 
 

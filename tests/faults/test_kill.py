@@ -88,9 +88,9 @@ def test_killed_in_the_middle_of_a_line(driver: Driver, run: Path, prepared: Pre
 @pytest.mark.parametrize(
     ("place", "resume"),
     [
-        ("rhapsode.training.run:train_tokenizer", False),
+        ("rhapsode.training.preparation:train_tokenizer", False),
         ("rhapsode.tokenizer.store:_write_split", True),
-        ("rhapsode.training.run:write_json", False),
+        ("rhapsode.training.job:write_json", False),
         ("rhapsode.training.run_folder:write_atomically", True),
     ],
 )

@@ -20,7 +20,7 @@ WHAT: dict[str, tuple[Plant, str]] = {
         "a gradient is not a finite number",
     ),
     "a weight": (("rhapsode.training.gradient:Gradient.compute", 10, "weight"), "is not a finite number"),
-    "the data": (("rhapsode.training.batches:Windows.batch", 19, "data"), "the data hold token 65535"),
+    "the data": (("rhapsode.training.objectives.windows:Windows.batch", 19, "data"), "the data hold token 65535"),
 }
 
 

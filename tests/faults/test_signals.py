@@ -16,7 +16,7 @@ from .conftest import Driver, Plant, Prepared, digest, records
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 PLACES = {
     "in a step": "rhapsode.training.optimizers:Optimizers.step",
-    "in an evaluation": "rhapsode.training.loop:evaluate",
+    "in an evaluation": "rhapsode.training.objectives.next_token:evaluate",
     "in a sample": "rhapsode.inference.language_model:stream",
     "in a save": "rhapsode.model.folder:save_weights",
     "when a save is put in place": "rhapsode.base.files:sync_folder",
@@ -87,7 +87,7 @@ def test_signal_during_preparation_leaves_nothing_in_the_way(
     driver: Driver, prepared: Prepared, tmp_path: Path, number: signal.Signals
 ) -> None:
     command = [*prepared.arguments, "--out", str(tmp_path / "run")]
-    ended = driver.run(command, ("rhapsode.training.run:train_tokenizer", 1, "signal", number))
+    ended = driver.run(command, ("rhapsode.training.preparation:train_tokenizer", 1, "signal", number))
     assert ended.code == (130 if number == signal.SIGINT else -signal.SIGTERM)
     killed_when_planned: Plant = ("rhapsode.training.run:_carry_out", 1, "signal", signal.SIGKILL)
     assert driver.run(command, killed_when_planned).code == -signal.SIGKILL

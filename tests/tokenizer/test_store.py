@@ -88,6 +88,7 @@ def test_a_large_vocabulary_takes_four_bytes(corpus: Corpus, trained: dict[str, 
 
 def test_a_split_without_documents_is_no_error(corpus: Corpus, trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     class OnlyTraining:
+        pairs = False
         fingerprint = corpus.fingerprint
 
         def bytes(self, split: Split) -> int:

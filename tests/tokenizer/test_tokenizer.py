@@ -240,10 +240,60 @@ def test_a_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_broken_settings_file_is_refused(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     trained["byte"].save(tmp_path)
-    for content in ("{", "[]"):
+    for content in ("{", "[]", '{"a": ' + "[" * 100_000, '{"eos_token": "\\ud83e"}', '{"a": ' + "9" * 5000 + "}"):
         (tmp_path / "tokenizer_config.json").write_text(content, encoding="utf-8")
         with pytest.raises(DamagedError, match=r"tokenizer_config\.json"):
             Tokenizer.load(tmp_path)
+
+
+def test_nothing_belongs_around_our_own_texts(tokenizer: Tokenizer) -> None:
+    assert tokenizer.frame == ([], [])
+    assert tokenizer.mask_id is None and tokenizer.target is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "frame"),
+    [
+        ({"add_bos_token": True}, ([258], [])),
+        ({"add_bos_token": False, "add_eos_token": True}, ([], [256])),
+        ({"add_bos_token": True, "add_eos_token": True}, ([258], [256])),
+        ({"add_bos_token": None}, ([], [])),
+    ],
+)
+def test_settings_say_what_belongs_around_a_text(
+    trained: dict[str, Tokenizer], flags: dict[str, object], frame: tuple[list[int], list[int]]
+) -> None:
+    roles = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>", "mask_token": "<|im_end|>"}
+    tokenizer = Tokenizer(trained["byte"].definition, settings=roles | flags)
+    assert tokenizer.frame == frame
+    assert tokenizer.mask_id == 259
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ({"type": "Precompiled"}, "character map"),
+        ({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "character map"),
+        ({"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "?"}]}, "character map"),
+        ({"type": "Replace", "pattern": {"Regex": "(" * 2000 + "a" + ")" * 2200}, "content": ""}, "4,201 characters"),
+    ],
+)
+def test_what_the_library_would_not_survive_is_kept_from_it(
+    trained: dict[str, Tokenizer], part: dict[str, object], why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    definition = json.loads(trained["byte"].definition) | {"normalizer": part}
+    with pytest.raises(DamagedError, match=why):
+        Tokenizer(json.dumps(definition))
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_panic_of_the_library_is_one_message(trained: dict[str, Tokenizer]) -> None:
+    """Oniguruma gives up after ten million steps, and the library panics."""
+    cut = {"type": "Split", "pattern": {"Regex": "(a|aa)+(b|bb)*!!"}, "behavior": "Isolated", "invert": False}
+    definition = json.loads(trained["bpe"].definition) | {"pre_tokenizer": cut}
+    tokenizer = Tokenizer(json.dumps(definition))
+    with pytest.raises(InputError, match="the tokenizer fails"):
+        tokenizer.encode("a" * 60 + "!")
 
 
 @settings(deadline=None)

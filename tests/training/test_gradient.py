@@ -41,8 +41,7 @@ def batches(micro: int, dropout: float, windows: int = 7) -> list[MicroBatch]:
     ids = torch.randint(23, (windows, 11), generator=torch.Generator().manual_seed(5))
     return [
         (
-            ids[first : first + micro, :-1],
-            ids[first : first + micro, 1:],
+            (ids[first : first + micro, :-1], ids[first : first + micro, 1:]),
             ResidualDropout(dropout, 0, 3, first) if dropout else None,
         )
         for first in range(0, windows, micro)
@@ -57,8 +56,8 @@ def gradients(model: Decoder) -> list[torch.Tensor]:
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize("micro", [1, 3, 7])
 def test_it_is_that_of_the_whole_batch(model: Decoder, workers: int, micro: int, dropout: float) -> None:
-    ((inputs, targets, whole),) = batches(7, dropout)
-    expected_loss = model.loss(inputs, targets, whole) / 70
+    (((inputs, targets), whole),) = batches(7, dropout)
+    expected_loss = model.loss(inputs, targets, dropout=whole) / 70
     expected = torch.autograd.grad(expected_loss, list(model.parameters()))
     gradient = Gradient(model, workers=workers)
     for _ in range(2):  # what a step before left behind does not count
@@ -93,9 +92,9 @@ def test_the_bits_do_not_depend_on_who_is_faster(seed: int) -> None:
     def slowed(index: int) -> None:
         loss = losses[index]
 
-        def late(*arguments: object) -> torch.Tensor:
+        def late(*arguments: object, **more: object) -> torch.Tensor:
             threading.Event().wait(next(delays, 0.0))
-            return loss(*arguments)
+            return loss(*arguments, **more)
 
         gradient.losses[index] = late
 
@@ -111,7 +110,7 @@ def test_the_bits_do_not_depend_on_who_is_faster(seed: int) -> None:
 
 def test_what_a_worker_meets_is_raised(model: Decoder) -> None:
     broken = batches(2, 0.0)
-    broken[1] = (torch.full((2, 10), 99), broken[1][1], None)
+    broken[1] = ((torch.full((2, 10), 99), broken[1][0][1]), None)
     with pytest.raises(IndexError):
         Gradient(model, workers=2).compute(broken, 70)
 

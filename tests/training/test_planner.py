@@ -17,22 +17,15 @@ from hypothesis import strategies as st
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.base.files import write_json
 from rhapsode.base.settings import overridden
-from rhapsode.training.planner import (
-    DEFAULTS,
-    Plan,
-    Text,
-    choose_tokenizer,
-    compressed,
-    expected_bits_per_byte,
-    make_plan,
-    shape,
-)
+from rhapsode.training.expectation import Text, compressed, expected_bits_per_byte
+from rhapsode.training.planner import DEFAULTS, Plan, choose_tokenizer, make_plan
 from rhapsode.training.settings import TrainSettings
+from rhapsode.training.shapes import shape
 
 TEXT = Text(tokens=40_000, bytes=41_000, validation_tokens=4000, compressed_bits_per_byte=3.0)
 CHARACTERS = TrainSettings(tokenizer="character", vocabulary_size=65)
 SMALL = TrainSettings(hidden_size=32, layers=1, context_length=16, batch_size=4)
-CHOSEN_ELSEWHERE = {"minutes", "memory", "threads", "tokenizer_folder", "sample_prompt"}
+CHOSEN_ELSEWHERE = {"minutes", "memory", "threads", "tokenizer_folder", "sample_prompt", "decoder_layers"}
 
 
 def plan_of(chosen: TrainSettings, seconds: float | None = 2.0, text: Text = TEXT) -> Plan:
@@ -191,6 +184,7 @@ def test_nothing_is_left_open(seconds: float) -> None:
     assert names == [
         "tokenizer",
         "shape",
+        "family",
         "parameters",
         "context",
         "batch",
@@ -244,6 +238,12 @@ def test_every_choice_is_kept() -> None:
         device="cpu",
         threads=1,
         seed=9,
+        kind="decoder",
+        family="llama",
+        masked_share=0.2,
+        decoder_layers=4,
+        label_smoothing=0.3,
+        average_checkpoints=2,
         tokenizer="byte",
         tokenizer_folder=Path("there"),
         vocabulary_size=260,

@@ -180,7 +180,12 @@ def test_every_setting_of_a_run_is_resolved(done: Path) -> None:
     from rhapsode.base.settings import read_yaml
 
     settings: dict[str, Any] = read_yaml(done / "run.yaml")
-    assert {name for name, value in settings.items() if value is None} == {"minutes", "memory", "tokenizer_folder"}
+    assert {name for name, value in settings.items() if value is None} == {
+        "minutes",
+        "memory",
+        "tokenizer_folder",
+        "decoder_layers",  # there is one tower
+    }
     assert settings["threads"] == 1
 
 

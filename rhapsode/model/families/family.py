@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rhapsode.base.errors import InputError
 from rhapsode.model.config import (
     Activation,
     DynamicScaling,
@@ -59,12 +60,31 @@ class Family:
     """The architecture without its head, where models of it are published for their hidden states."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Parts of names, and what files by others have in their place."""
+    scaled_embeddings: bool = False
+    """Whether new models multiply their token embeddings by sqrt(hidden_size)."""
     unused: tuple[str, ...] = ()
     """Ends of the names of tensors that files may hold and that nothing needs: buffers, and copies of tied weights."""
 
     def config(self, *sizes: int, **fields: Any) -> ModelConfig:
         """A shape of this family: its traits, the sizes in the order of ModelConfig, and what is given by name."""
         return ModelConfig(*sizes, **{"family": self.name, "kind": self.kind, **self.traits, **fields})  # type: ignore[arg-type]
+
+    def new(self, **wanted: Any) -> ModelConfig:
+        """A shape of this family, as a file of its form describes it.
+
+        Raises:
+            InputError: such a file cannot say one of the values wanted.
+        """
+        values = {"model_type": self.name, **self.write(self.config(**wanted))}
+        described = self.config(**self.read(Fields(values, f"a new {self.name} model")))
+        for field, value in wanted.items():
+            if (found := getattr(described, field)) != value:
+                raise InputError(
+                    f"the family {self.name} cannot have {field} {value}; with the other sizes it is {found}",
+                    where="model shape",
+                    todo="Choose another --family, or leave it to the family.",
+                )
+        return described
 
 
 SILU = {"silu": "silu", "swish": "silu"}

@@ -81,6 +81,7 @@ GEMMA3 = Family(
         "stack.blocks.{layer}.feed_forward_norm": "model.layers.{layer}.pre_feedforward_layernorm",
         "stack.blocks.{layer}.feed_forward_output_norm": "model.layers.{layer}.post_feedforward_layernorm",
     },
+    scaled_embeddings=True,
     read=_read,
     write=_write,
     unused=UNUSED,

@@ -39,6 +39,7 @@ MARIAN = Family(
     variant=bart.embeddings,
     read=_read,
     write=_write,
+    scaled_embeddings=True,
     aliases=bart.ALIASES,
     unused=(*bart.UNUSED, "embed_positions.weight"),
 )

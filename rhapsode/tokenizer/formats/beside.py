@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import parse_json
 from rhapsode.tokenizer.definition import Part, added_token, frame
 from rhapsode.tokenizer.formats import files
@@ -60,17 +60,31 @@ class Beside:
 class Opened:
     """A tokenizer.json made from other files, and the settings that go with it."""
 
-    content: Part
+    definition: str
     settings: dict[str, Any]
     where: str
     """The file or folder it was read from, for messages."""
     target: Opened | None = None
     """How the texts are cut that the model writes, when that is otherwise."""
 
-    @property
-    def definition(self) -> str:
-        """The text of the tokenizer.json. On one line: indented, it would take Python seconds to write."""
-        return json.dumps(self.content, ensure_ascii=False)
+
+def opened(content: Part, settings: dict[str, Any], where: str, target: Opened | None = None) -> Opened:
+    """A tokenizer.json as it is written: on one line, for indented it would take Python seconds."""
+    return Opened(json.dumps(content, ensure_ascii=False), settings, where, target)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`, empty when there is no such file.
+
+    Raises:
+        DamagedError: it is none.
+    """
+    if not file.is_file():
+        return {}
+    value = parse_json(files.as_text(files.read_bytes(file), str(file)), str(file))
+    if not isinstance(value, dict):
+        raise DamagedError("is not a JSON object", where=str(file))
+    return value
 
 
 def read_beside(folder: Path) -> Beside:
@@ -79,13 +93,13 @@ def read_beside(folder: Path) -> Beside:
     Raises:
         DamagedError: one of them is not what it should be.
     """
-    settings = _object(folder / "tokenizer_config.json")
-    named = _object(folder / "special_tokens_map.json")
+    settings = read_object(folder / "tokenizer_config.json")
+    named = read_object(folder / "special_tokens_map.json")
     # Where the settings list the added tokens they are the newer word; older ones are completed by the map.
     said = named | settings if "added_tokens_decoder" in settings else settings | named
     where = str(folder / "tokenizer_config.json")
     added = [_token(entry, where, _number(id, where)) for id, entry in _items(said, "added_tokens_decoder", where)]
-    others = _object(folder / "added_tokens.json")
+    others = read_object(folder / "added_tokens.json")
     known = {token.content for token in added}
     for content, id in others.items():
         files.require_id(id, content, str(folder / "added_tokens.json"))
@@ -93,8 +107,8 @@ def read_beside(folder: Path) -> Beside:
             added.append(Token(content, id, special=False))
     for name in ("additional_special_tokens", "extra_special_tokens"):
         listed = said.get(name)
-        entries = listed.values() if isinstance(listed, dict) else listed or []
-        if not isinstance(entries, list | type({}.values())):
+        entries = list(listed.values()) if isinstance(listed, dict) else listed or []
+        if not isinstance(entries, list):
             raise DamagedError(f"{name} is not a list", where=where)
         added += [_token(entry, where) for entry in entries]
     roles = {role: None if said[role] is None else _token(said[role], where) for role in ROLES if role in said}
@@ -124,12 +138,10 @@ def complete(
         id = vocabulary.get(token.content, following if token.id is None else token.id)
         files.require_id(id, token.content, beside.where)
         if token.id is not None and token.id != id:
-            raise DamagedError(
-                f"the token {files.shown(token.content)} has the id {id}, not {token.id}", where=beside.where
-            )
+            raise DamagedError(f"the token {shown(token.content)} has the id {id}, not {token.id}", where=beside.where)
         if taken.setdefault(id, token.content) != token.content:
             raise DamagedError(
-                f"the tokens {files.shown(taken[id])} and {files.shown(token.content)} both have the id {id}",
+                f"the tokens {shown(taken[id])} and {shown(token.content)} both have the id {id}",
                 where=beside.where,
             )
         following = max(following, id + 1)
@@ -180,16 +192,6 @@ def start_and_end(
     return frame(front, back, dict(vocabulary), typed=bool(front) and not back)
 
 
-def _object(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`, empty when there is no such file."""
-    if not file.is_file():
-        return {}
-    value = parse_json(files.as_text(files.read_bytes(file), str(file)), str(file))
-    if not isinstance(value, dict):
-        raise DamagedError("is not a JSON object", where=str(file))
-    return value
-
-
 def _items(settings: dict[str, Any], name: str, where: str) -> list[tuple[str, Any]]:
     value = settings.get(name) or {}
     if not isinstance(value, dict):
@@ -221,6 +223,6 @@ def _family(settings: dict[str, Any], folder: Path) -> str:
     name = settings.get("tokenizer_class")
     family = name.removesuffix("Fast").removesuffix("Tokenizer").lower() if isinstance(name, str) else ""
     if family in ("", "pretrained", "tokenizersbackend"):
-        model = _object(folder / "config.json").get("model_type")
+        model = read_object(folder / "config.json").get("model_type")
         family = model.replace("-", "").replace("_", "").lower() if isinstance(model, str) else ""
     return family

@@ -61,4 +61,4 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
         decoder=sequence("decoders", [BYTE_LEVEL, word_end, {"type": "Strip", "content": " ", "start": 0, "stop": 1}]),
         added_tokens=added,
     )
-    return Opened(content, surroundings.settings_of(beside, names), where)
+    return surroundings.opened(content, surroundings.settings_of(beside, names), where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import parse_json
 from rhapsode.tokenizer.definition import definition, unigram
 from rhapsode.tokenizer.formats import beside as surroundings
@@ -55,7 +55,10 @@ def _side(file: Path, vocabulary: dict[str, int], beside: Beside, target: Opened
         raise InputError("is not a unigram model without bytes, as translators have", where=where)
     vocabulary = dict(vocabulary)
     codes = [name for name in vocabulary if name.startswith(">>") and name.endswith("<<")]
-    given = [piece.text for piece in model.of_type(sentencepiece.USER_DEFINED) if piece.text in vocabulary]
+    given = [piece.text for piece in model.of_type(sentencepiece.USER_DEFINED)]
+    for name in given:
+        if name not in vocabulary:
+            raise InputError(f"the piece {shown(name)} that its users defined has no id", where=where)
     beside = Beside(
         beside.where,
         beside.settings,
@@ -76,4 +79,4 @@ def _side(file: Path, vocabulary: dict[str, int], beside: Beside, target: Opened
         added_tokens=added,
         **sentencepiece.text_parts(model),
     )
-    return Opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where, target)
+    return surroundings.opened(content, surroundings.settings_of(beside, names, sentencepiece=rules), where, target)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from rhapsode.base.errors import DamagedError
-from rhapsode.tokenizer.encoders import Piece, joined
-
-MOST_WORK = 30_000_000  # looked-up pairs; published vocabularies need a sixth of it, and it takes seconds
+from rhapsode.tokenizer.encoders import Piece, joined, takes_long
 
 
 def merges_from_ranks(groups: Sequence[Sequence[Piece]], known: Set[Piece], where: str) -> list[tuple[Piece, Piece]]:
@@ -26,7 +24,7 @@ def merges_from_ranks(groups: Sequence[Sequence[Piece]], known: Set[Piece], wher
     Raises:
         DamagedError: the tokens are so long that finding out would take minutes.
     """
-    if sum(len(token) ** 2 for group in groups for token in group) > 2 * MOST_WORK:
+    if takes_long(token for group in groups for token in group):
         raise DamagedError("the tokens are longer than those of any tokenizer", where=where)
     ranks: dict[Piece, int] = {}
     merges: list[tuple[Piece, Piece]] = []

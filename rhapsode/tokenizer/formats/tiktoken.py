@@ -77,7 +77,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
         decoder=BYTE_LEVEL,
         added_tokens=added,
     )
-    return Opened(content, surroundings.settings_of(beside, names), where)
+    return surroundings.opened(content, surroundings.settings_of(beside, names), where)
 
 
 def _ranks(data: bytes, where: str) -> dict[bytes, int]:

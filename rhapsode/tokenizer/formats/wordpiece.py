@@ -76,7 +76,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
     settings = surroundings.settings_of(beside, names)
     if beside.family not in UNTYPED_FAMILIES:
         settings.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
-    return Opened(content, settings, where)
+    return surroundings.opened(content, settings, where)
 
 
 def _vocabulary(lines: list[str], where: str) -> dict[str, int]:

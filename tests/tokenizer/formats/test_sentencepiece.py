@@ -24,7 +24,7 @@ from rhapsode.tokenizer.formats.sentencepiece import (
     USER_DEFINED,
     Model,
     Piece,
-    opened,
+    from_model,
     parse,
 )
 from rhapsode.tokenizer.tokenizer import StreamDecoder, Tokenizer
@@ -285,13 +285,13 @@ def test_pieces_that_a_row_of_pairs_cannot_make_are_refused() -> None:
         ([unknown, letter, Piece("aa", -1.0, UNUSED)], "marked as unused"),
     ):
         with pytest.raises(InputError, match=why):
-            opened(Model(pieces, BPE), Beside(), "x.model")
+            from_model(Model(pieces, BPE), Beside(), "x.model")
 
 
 def test_equal_scores_join_the_leftmost_first() -> None:
     pieces = [Piece("<unk>", 0.0, UNKNOWN), *(Piece(text, -9.0) for text in "▁abc")]
     pieces += [Piece("ab", -1.0), Piece("bc", -1.0), Piece("<x>", 0.0, USER_DEFINED)]
-    made = opened(Model(pieces, BPE, add_dummy_prefix=False), Beside(), "x.model")
+    made = from_model(Model(pieces, BPE, add_dummy_prefix=False), Beside(), "x.model")
     tokenizer = Tokenizer(made.definition, settings=made.settings)
     names = [tokenizer.id_to_token(id) for id in tokenizer.encode("abcbc<x>ab<x")]
     assert names == ["ab", "c", "bc", "<x>", "ab", "<unk>"]
@@ -313,7 +313,7 @@ def test_a_name_that_says_too_little_is_refused(write: Write, models: dict[str, 
 def test_a_damaged_character_map_is_refused(models: dict[str, bytes], damage: bytes) -> None:
     model = parse(models["unigram-plain"], "x.model")
     model.character_map = damage + model.character_map[len(damage) :] if damage else model.character_map[:100]
-    made = opened(model, Beside(), "x.model")
+    made = from_model(model, Beside(), "x.model")
     with pytest.raises(DamagedError, match="character map"):
         Tokenizer(made.definition, settings=made.settings).encode("text é")
 

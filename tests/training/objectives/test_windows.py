@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError
-from rhapsode.training.batches import Windows
+from rhapsode.training.objectives.windows import Windows
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -70,32 +70,30 @@ def test_samples_do_not_depend_on_how_they_are_cut(
     context: int, more: int, seed: int, first: int, cuts: list[int]
 ) -> None:
     tokens = some_tokens(context + more)
-    inputs, targets = Windows(tokens, context, seed).batch(first, sum(cuts))
+    whole = Windows(tokens, context, seed).batch(first, sum(cuts))
     fresh = Windows(tokens, context, seed)  # nothing is remembered from one call to the next
     parts = [fresh.batch(first + sum(cuts[:index]), count) for index, count in enumerate(cuts)]
-    assert np.array_equal(np.concatenate([part[0] for part in parts]), inputs)
-    assert np.array_equal(np.concatenate([part[1] for part in parts]), targets)
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32])
-def test_targets_are_inputs_shifted_by_one(kind: type) -> None:
+def test_a_window_is_what_stands_there_and_one_token_more(kind: type) -> None:
     tokens = some_tokens(1000).astype(kind)
     windows = Windows(tokens, 24, seed=5)
-    inputs, targets = windows.batch(30, 50)  # over the end of an epoch
-    assert inputs.shape == targets.shape == (50, 24)
-    assert inputs.dtype == targets.dtype == np.int64
-    for start, read, wanted in zip(windows.starts(30, 50), inputs, targets, strict=True):
-        assert np.array_equal(read, tokens[start : start + 24])
-        assert np.array_equal(wanted, tokens[start + 1 : start + 25])
+    block = windows.batch(30, 50)  # over the end of an epoch
+    assert block.shape == (50, 25)
+    assert block.dtype == np.int64
+    for start, row in zip(windows.starts(30, 50), block, strict=True):
+        assert np.array_equal(row, tokens[start : start + 25])
 
 
 def test_a_memory_map_reads_like_an_array(tmp_path: Path) -> None:
     tokens = some_tokens(500)
     tokens.tofile(tmp_path / "tokens.bin")
     mapped = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
-    for ours, expected in zip(Windows(mapped, 16, 1).batch(0, 40), Windows(tokens, 16, 1).batch(0, 40), strict=True):
-        assert type(ours) is np.ndarray
-        assert np.array_equal(ours, expected)
+    ours = Windows(mapped, 16, 1).batch(0, 40)
+    assert type(ours) is np.ndarray
+    assert np.array_equal(ours, Windows(tokens, 16, 1).batch(0, 40))
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -136,6 +134,4 @@ def test_too_few_tokens_are_refused(count: int, context: int) -> None:
 @pytest.mark.parametrize("context", [1, 2, 64, 4096])
 def test_one_window_is_enough(context: int) -> None:
     tokens = some_tokens(context + 1)
-    inputs, targets = Windows(tokens, context, 0).batch(0, 3)
-    assert np.array_equal(inputs, np.tile(tokens[:-1], (3, 1)))
-    assert np.array_equal(targets, np.tile(tokens[1:], (3, 1)))
+    assert np.array_equal(Windows(tokens, context, 0).batch(0, 3), np.tile(tokens, (3, 1)))
