@@ -49,6 +49,8 @@ WANTED = frozenset(
         "sentencepiece.bpe.model",
         "source.spm",
         "target.spm",
+        "target/tokenizer.json",
+        "target/tokenizer_config.json",
     }
 )
 """Files of a repository that are fetched, besides the weights and ranks of tiktoken."""
@@ -103,9 +105,8 @@ def fetched(text: str) -> Fetched:
             note(f"{name}: commit {commit}, fetched before; {record} holds that it is meant by {text!r}.")
             return Fetched(name, commit, folder)
     with _explained(text, name, revision):
-        found = _fetch(name, commit or revision, home)
+        found, present = _fetch(name, commit or revision, home)
     record.parent.mkdir(parents=True, exist_ok=True)
-    present = sorted(path.name for path in found.folder.iterdir())
     write_json(record, {"commit": found.commit, "files": present})
     note(f"{name}: commit {found.commit}, kept in {found.folder}.")
     return found
@@ -121,13 +122,14 @@ def _recorded(record: Path) -> tuple[str | None, list[str]]:
         not isinstance(commit, str)
         or COMMIT.fullmatch(commit) is None
         or not isinstance(files, list)
-        or any(not isinstance(file, str) or Path(file).name != file for file in files)
+        or any(not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts for file in files)
     ):
         raise DamagedError("is no record of a fetched model", where=str(record), todo="Delete it to fetch anew.")
     return commit, files
 
 
-def _fetch(name: str, revision: str, home: Path) -> Fetched:
+def _fetch(name: str, revision: str, home: Path) -> tuple[Fetched, list[str]]:
+    """The files of a revision, and their names."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     from rhapsode.model.folder import INDEX, WEIGHTS, weight_files
@@ -147,7 +149,7 @@ def _fetch(name: str, revision: str, home: Path) -> Fetched:
         _require_room(home, total - _held(home, commit, wanted), name)
         with Progress("fetching", total, "bytes") as progress, _watched(home, commit, wanted, progress):
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=wanted))
-    return Fetched(name, commit, folder)
+    return Fetched(name, commit, folder), sorted(wanted)
 
 
 def _require_weights(name: str, files: dict[str, int]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -70,6 +71,7 @@ def run(
         mutant: what was done, and the files; always the same for a number.
         read: does with the files in a folder all that can be done with them.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ended: Counter[str] = Counter()
     wrong: list[str] = []
     idle = _memory_of(lambda: None)[1]
@@ -115,10 +117,20 @@ def _memory_of(child: Callable[[], None]) -> tuple[int, int]:
     return status, usage.ru_maxrss * 1024
 
 
+def spoil(module: str, *arguments: object) -> dict[str, int]:
+    """Run a module of mutants, whose last two arguments are the first and the number of them; what each ended in."""
+    command = [sys.executable, "-m", f"tests.exchange.{module}", *map(str, arguments)]
+    environment = os.environ | {"RUST_BACKTRACE": "0"}
+    top = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=top, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert not result["faults"], "\n".join(result["faults"][:20])
+    counts: dict[str, int] = result["counts"]
+    assert counts["read"] + counts["refused"] == arguments[-1]
+    return counts
+
+
 def report(counts: Counter[str], faults: list[str]) -> None:
     """The result as JSON, on stdout."""
     print(json.dumps({"counts": counts, "faults": faults}, indent=2))
-
-
-def without_core_dumps() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -275,7 +275,6 @@ def main(folder: Path, kind: str, first: int, count: int) -> None:
     torch.set_num_threads(1)
     for one in folder.iterdir():  # here and not in each child, so that what the libraries take is not the mutants'
         read(one, 0)
-    forked.without_core_dumps()
     forked.report(*forked.run(partial(mutant, sound_ones(folder, kind), kind), read, first, count))
 
 

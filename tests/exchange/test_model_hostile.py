@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +17,12 @@ from rhapsode.model.families import FAMILIES
 from rhapsode.model.folder import save_model
 
 from . import model_mutants
+from .forked import spoil
 from .shapes import byte_pairs, random_model, shape_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="mutants are read in forked processes")
 
-FAST, ALL = 150, 10_000
+FAST, ALL = 100, 10_000
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +53,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-def spoil(sound: Path, kind: str, first: int, count: int) -> dict[str, int]:
-    """Open mutants; what each ended in."""
-    command = [sys.executable, "-m", "tests.exchange.model_mutants", str(sound), kind, str(first), str(count)]
-    environment = os.environ | {"RUST_BACKTRACE": "0"}
-    top = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=top, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert not result["faults"], "\n".join(result["faults"][:20])
-    counts: dict[str, int] = result["counts"]
-    assert counts["read"] + counts["refused"] == count
-    return counts
-
-
 def test_the_sound_ones_are_read(sound: Path) -> None:
     for folder in sound.iterdir():
         model_mutants.read(folder, 0)
@@ -75,7 +60,7 @@ def test_the_sound_ones_are_read(sound: Path) -> None:
 
 @pytest.mark.parametrize("kind", model_mutants.KINDS)
 def test_mutants(sound: Path, kind: str) -> None:
-    counts = spoil(sound, kind, 0, FAST)
+    counts = spoil("model_mutants", sound, kind, 0, FAST)
     assert counts["refused"] > FAST / 4 and counts["read"] > FAST / 20
 
 
@@ -83,5 +68,5 @@ def test_mutants(sound: Path, kind: str) -> None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", model_mutants.KINDS)
 def test_ten_thousand_mutants(sound: Path, kind: str) -> None:
-    counts = spoil(sound, kind, 0, ALL)
+    counts = spoil("model_mutants", sound, kind, 0, ALL)
     print(json.dumps(counts, indent=2))
