@@ -129,17 +129,18 @@ def test_another_text_fails_unless_two_tokens_are_as_good(model: Model, tokenize
     assert faults(LOOSE) == []  # numbers were rounded: only the divergence counts
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "roberta", "modernbert", "marian", "t5", "bart"])
+@pytest.mark.parametrize("family", ["llama", "bert", "roberta", "marian", "t5"])
 def test_every_kind_is_asked_for_what_it_does(family: str, tokenizer: Tokenizer) -> None:
-    """Decoders continue, encoders fill masks, encoder-decoders write through cross attention: a change of any shows."""
+    """Decoders continue, encoders fill masks, encoder-decoders write through cross attention: a change of any
+    matrix or gain of a block shows.
+    """
     model, context = random_model(shape_of(family)), 12
     same = check(model, tokenizer, [("peer", lambda: Ours(model), SAME)], context=context)
     assert same.rows[0].largest == 0.0
     assert (same.rows[0].agreeing is None) == (model.config.kind == "encoder")
     other = random_model(model.config)
     for name, parameter in other.named_parameters():
-        learned_far = "positions" in name or "token_types" in name or not parameter.requires_grad
-        if learned_far or name.endswith("embedding.weight") or ".blocks.0." in name:
+        if ".blocks.1." not in name or not name.endswith(".weight"):
             continue
         before = parameter.detach().clone()
         with torch.no_grad():
@@ -147,8 +148,7 @@ def test_every_kind_is_asked_for_what_it_does(family: str, tokenizer: Tokenizer)
         row = check(model, tokenizer, [("peer", lambda: Ours(other), SAME)], context=context).rows[0]
         with torch.no_grad():
             parameter.copy_(before)
-        no_trace = name.endswith("key.bias")  # which no softmax can see
-        assert row.fault or no_trace, name
+        assert row.fault, name
 
 
 def test_a_model_without_a_head_compares_vectors(tokenizer: Tokenizer) -> None:
