@@ -21,6 +21,7 @@ from rhapsode.base.machine import memory_bytes
 from rhapsode.base.progress import duration
 from rhapsode.base.settings import overridden
 from rhapsode.model.config import ModelConfig
+from rhapsode.model.functions import rows_at_once
 from rhapsode.model.initialization import initialise
 from rhapsode.model.model import new_model
 from rhapsode.training.expectation import Text, expected_bits_per_byte
@@ -188,12 +189,11 @@ def make_plan(
     candidates = [_sized(settings, width, layers, start_id) for width, layers in _open_shapes(settings)]
     memory = settings.memory * 1e9 if settings.memory else memory_bytes() / 2
     workers = workers_for(device, compiled=False, threads=torch.get_num_threads())
-    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config, text, workers) <= memory]
+    needs = [_memory(chosen, config, text, device, workers) for chosen, config in candidates]
+    fitting = [candidate for candidate, needed in zip(candidates, needs, strict=True) if needed <= memory]
     if not fitting:
-        chosen, config = candidates[0]
-        needed = _memory(chosen, config, text, workers)
         raise InputError(
-            f"training needs about {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
+            f"training needs about {needs[0] / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
             where="--memory",
             todo="Choose a smaller --hidden-size, --layers or --micro-batch-size, or allow more.",
         )
@@ -245,11 +245,14 @@ def _sized(settings: TrainSettings, width: int, layers: int, start_id: int | Non
     return overridden(sizes, chosen), config
 
 
-def _memory(settings: TrainSettings, config: ModelConfig, text: Text, workers: int) -> float:
+def _memory(settings: TrainSettings, config: ModelConfig, text: Text, device: torch.device, workers: int) -> float:
     """Bytes that training takes, roughly: weights, two moments, and a gradient and activations for each worker."""
     tokens = micro_batch_size(settings, text, workers) * sample_tokens(settings, text)
-    widths = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) + 3 * config.vocabulary_size
-    return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + widths * tokens)
+    vocabulary = config.vocabulary_size
+    activations = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) * tokens
+    # Logits, their softmax and its gradient; on a CPU one after another in one place, and never of all tokens.
+    logits = vocabulary * (min(tokens, rows_at_once(vocabulary)) if device.type == "cpu" else 3 * tokens)
+    return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + activations + logits)
 
 
 def _flops(config: ModelConfig, settings: TrainSettings) -> float:
