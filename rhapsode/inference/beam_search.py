@@ -71,7 +71,8 @@ class BeamSearch:
 
     def worth(self, log_probability: Tensor, length: int) -> Tensor:
         """The scores of texts of one length with these log probabilities."""
-        return log_probability / float(length) ** self.length_penalty
+        worth: Tensor = log_probability / float(length) ** self.length_penalty
+        return worth
 
 
 @dataclass(frozen=True)
@@ -264,9 +265,10 @@ class _Reading:
             hidden = self._model.hidden(self._fresh, cache=self._cache, padding=self._padding)
             self._padding = None
         logits = self._model.head(hidden[:, -1])[:, :vocabulary].float()  # (rows, vocabulary)
-        if logits.isnan().any():
+        log_p: Tensor = logits.log_softmax(dim=-1)
+        if log_p[:, 0].isnan().any():  # one such logit spoils its whole row
             raise NotFiniteError("the model computes values that are not numbers", todo="Its weights are damaged.")
-        return logits.log_softmax(dim=-1)  # type: ignore[no-any-return]
+        return log_p
 
     def go_on(self, rows: Tensor, tokens: Tensor) -> None:
         """Row i becomes what rows[i] was, with tokens[i] after it."""
@@ -284,9 +286,7 @@ class _Reading:
         return ids
 
 
-def padded(
-    texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def padded(texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor | None]:
     """Ids (texts, time) of texts of several lengths, and where they are real; None where all are."""
     time = max(map(len, texts))
     ids = torch.zeros(len(texts), time, dtype=torch.long)

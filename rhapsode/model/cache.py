@@ -88,7 +88,7 @@ class KeyValueCache:
         keys, values = self.keys[:, rows, :, used], self.values[:, rows, :, used]
         if len(rows) != self.keys.shape[1]:
             shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
-            self.keys, self.values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
         self.keys[:, :, :, used], self.values[:, :, :, used] = keys, values
         if self.padding is not None:
             self.padding = self.padding[rows]
