@@ -6,7 +6,7 @@ print(model.generate("Once upon a time", temperature=0.8).text)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.base.files import read_json
 from rhapsode.base.machine import device as device_called
 from rhapsode.base.settings import validated
+from rhapsode.inference.beam_search import BeamSearch
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
 from rhapsode.inference.sampling import Sampling, distribution
+from rhapsode.inference.translation import Translation, folder_search, translate
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.folder import load_model
 from rhapsode.model.model import Model
 from rhapsode.tokenizer.tokenizer import Tokenizer
@@ -80,6 +83,7 @@ class LanguageModel:
         model: the model; it stays where it is.
         tokenizer: its tokenizer.
         end_ids: tokens that end a text besides the tokenizer's end of text.
+        search: how an encoder-decoder searches for texts unless told otherwise.
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
         where: what messages call it.
 
@@ -93,6 +97,7 @@ class LanguageModel:
         tokenizer: Tokenizer,
         *,
         end_ids: Sequence[int] = (),
+        search: BeamSearch | None = None,
         provenance: dict[str, Any] | None = None,
         where: str = "model",
     ) -> None:
@@ -105,6 +110,7 @@ class LanguageModel:
                 todo="Use the tokenizer that the model was trained with.",
             )
         self.model, self.tokenizer, self.provenance, self.where = model, tokenizer, provenance, where
+        self.search = search or BeamSearch()
         own = () if tokenizer.end_of_text_id is None else (tokenizer.end_of_text_id,)
         self.end_ids = frozenset((*own, *end_ids))
 
@@ -120,12 +126,23 @@ class LanguageModel:
             InputError: it is of another kind.
         """
         if not isinstance(self.model, Decoder):
-            raise InputError(
-                f"this is an {self.config.kind}; only a decoder continues text",
-                where=self.where,
-                todo=INSTEAD[self.config.kind],
-            )
+            raise self._unsuited("only a decoder continues text")
         return self.model
+
+    def encoder_decoder(self) -> EncoderDecoder:
+        """The model as one that turns one text into another.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        if not isinstance(self.model, EncoderDecoder):
+            raise self._unsuited("only an encoder-decoder turns one text into another")
+        return self.model
+
+    def _unsuited(self, why: str) -> InputError:
+        kind = self.config.kind
+        article = "a" if kind == "decoder" else "an"
+        return InputError(f"this is {article} {kind}; {why}", where=self.where, todo=INSTEAD[kind])
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The ids of a prompt. An empty one is the beginning of a text: what follows an end of text.
@@ -211,6 +228,32 @@ class LanguageModel:
         nats = np.concatenate(list(losses)).astype(np.float64)  # (tokens - 1,)
         return Score(float(nats.mean()), ids, [None, *(-nats).tolist()])
 
+    def translate(self, texts: Sequence[str], search: BeamSearch | None = None, **settings: Any) -> list[str]:
+        """What an encoder-decoder makes of each text; arguments and errors as `translations`.
+
+        A text of the greatest length is given as far as it goes; `translations` tells which ones those are.
+        """
+        return [translation.text for translation in self.translations(texts, search, **settings)]
+
+    def translations(
+        self, texts: Iterable[str], search: BeamSearch | None = None, **settings: Any
+    ) -> Iterator[Translation]:
+        """What an encoder-decoder makes of each text, in their order, as it comes.
+
+        Args:
+            search: how texts are searched for; None for what the model folder says.
+            settings: fields of `BeamSearch` that shall be otherwise.
+
+        Raises:
+            InputError: the model is of another kind, a text is longer than its context, an unknown setting, or one
+                out of range.
+        """
+        if isinstance(texts, str):
+            raise InputError("there is one text where a list of texts is wanted", todo="Write [text].")
+        model = self.encoder_decoder()
+        chosen = validated(BeamSearch, vars(search or self.search) | settings, "translation")
+        return translate(model, self.tokenizer, texts, chosen, self.end_ids)
+
 
 def _chosen(sampling: Sampling | None, settings: dict[str, Any]) -> Sampling:
     return validated(Sampling, vars(sampling or Sampling()) | settings, "generation")
@@ -242,7 +285,9 @@ def load(folder: Path | str, device: str = "auto") -> LanguageModel:
             todo=f"Copy the folder again; {record} names its SHA-256.",
         )
     model = load_model(folder, chosen)
-    return LanguageModel(model, tokenizer, end_ids=_end_ids(folder), provenance=provenance, where=str(folder))
+    search = folder_search(folder) if isinstance(model, EncoderDecoder) else None
+    ends = _end_ids(folder)
+    return LanguageModel(model, tokenizer, end_ids=ends, search=search, provenance=provenance, where=str(folder))
 
 
 def model_folder(folder: Path) -> Path:
