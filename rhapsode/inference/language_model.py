@@ -6,7 +6,7 @@ print(model.generate("Once upon a time", temperature=0.8).text)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from rhapsode.base.errors import InputError, MismatchError
 from rhapsode.base.machine import device as device_called
 from rhapsode.base.settings import validated
 from rhapsode.exchange.opening import open_model
+from rhapsode.inference.beam_search import BeamSearch
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
 from rhapsode.inference.sampling import Sampling, distribution
+from rhapsode.inference.translation import Translation, folder_search, translate
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.model import Model
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -79,6 +82,7 @@ class LanguageModel:
         model: the model; it stays where it is.
         tokenizer: its tokenizer.
         end_ids: tokens that end a text besides the tokenizer's end of text.
+        search: how an encoder-decoder searches for texts unless told otherwise.
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
         where: what messages call it.
 
@@ -92,6 +96,7 @@ class LanguageModel:
         tokenizer: Tokenizer,
         *,
         end_ids: Sequence[int] = (),
+        search: BeamSearch | None = None,
         provenance: dict[str, Any] | None = None,
         where: str = "model",
     ) -> None:
@@ -105,6 +110,7 @@ class LanguageModel:
                 todo="Use the tokenizer that the model was trained with.",
             )
         self.model, self.tokenizer, self.provenance, self.where = model, tokenizer, provenance, where
+        self.search = search or BeamSearch()
         own = () if tokenizer.end_of_text_id is None else (tokenizer.end_of_text_id,)
         self.end_ids = frozenset((*own, *end_ids))
 
@@ -120,12 +126,23 @@ class LanguageModel:
             InputError: it is of another kind.
         """
         if not isinstance(self.model, Decoder):
-            raise InputError(
-                f"this is an {self.config.kind}; only a decoder continues text",
-                where=self.where,
-                todo=INSTEAD[self.config.kind],
-            )
+            raise self._unsuited("only a decoder continues text")
         return self.model
+
+    def encoder_decoder(self) -> EncoderDecoder:
+        """The model as one that turns one text into another.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        if not isinstance(self.model, EncoderDecoder):
+            raise self._unsuited("only an encoder-decoder turns one text into another")
+        return self.model
+
+    def _unsuited(self, why: str) -> InputError:
+        kind = self.config.kind
+        article = "a" if kind == "decoder" else "an"
+        return InputError(f"this is {article} {kind}; {why}", where=self.where, todo=INSTEAD[kind])
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The ids of a prompt, after what stands before every text, as `<s>` in Llama's form.
@@ -213,6 +230,32 @@ class LanguageModel:
         nats = np.concatenate(list(losses)).astype(np.float64)  # (tokens - 1,)
         return Score(float(nats.mean()), ids, [None, *(-nats).tolist()])
 
+    def translate(self, texts: Sequence[str], search: BeamSearch | None = None, **settings: Any) -> list[str]:
+        """What an encoder-decoder makes of each text; arguments and errors as `translations`.
+
+        A text of the greatest length is given as far as it goes; `translations` tells which ones those are.
+        """
+        return [translation.text for translation in self.translations(texts, search, **settings)]
+
+    def translations(
+        self, texts: Iterable[str], search: BeamSearch | None = None, **settings: Any
+    ) -> Iterator[Translation]:
+        """What an encoder-decoder makes of each text, in their order, as it comes.
+
+        Args:
+            search: how texts are searched for; None for what the model folder says.
+            settings: fields of `BeamSearch` that shall be otherwise.
+
+        Raises:
+            InputError: the model is of another kind, a text is longer than its context, an unknown setting, or one
+                out of range.
+        """
+        if isinstance(texts, str):
+            raise InputError("there is one text where a list of texts is wanted", todo="Write [text].")
+        model = self.encoder_decoder()
+        chosen = validated(BeamSearch, vars(search or self.search) | settings, "translation")
+        return translate(model, self.tokenizer, texts, chosen, self.end_ids)
+
 
 def _chosen(sampling: Sampling | None, settings: dict[str, Any]) -> Sampling:
     return validated(Sampling, vars(sampling or Sampling()) | settings, "generation")
@@ -233,6 +276,13 @@ def load(name: Path | str, device: str = "auto", *, tokenizer: Path | str | None
     """
     given = None if tokenizer is None else Path(tokenizer)
     opened = open_model(name, device_called(device), tokenizer=given)
+    # Encoder-decoders come in folders only, which say how they want to be searched.
+    search = folder_search(Path(opened.where)) if isinstance(opened.model, EncoderDecoder) else None
     return LanguageModel(
-        opened.model, opened.tokenizer, end_ids=opened.end_ids, provenance=opened.provenance, where=opened.where
+        opened.model,
+        opened.tokenizer,
+        end_ids=opened.end_ids,
+        search=search,
+        provenance=opened.provenance,
+        where=opened.where,
     )

@@ -77,11 +77,20 @@ class KeyValueCache:
         if self.padding is not None:
             self.padding = self.padding[:, : self.length]
 
-    def select(self, rows: Tensor) -> None:
-        """Sequence i becomes what sequence rows[i] was; rows (batch,) as beams go on from one another."""
+    def select(self, rows: Tensor, *, memory: bool = True) -> None:
+        """Sequence i becomes what sequence rows[i] was, as beams go on from one another; there may be more or fewer.
+
+        Args:
+            rows: (new batch,).
+            memory: False leaves what is kept of the other texts, where each sequence goes on reading the same one.
+        """
         used = slice(0, self.length)
-        self.keys[:, :, :, used] = self.keys[:, rows, :, used]
-        self.values[:, :, :, used] = self.values[:, rows, :, used]
+        keys, values = self.keys[:, rows, :, used], self.values[:, rows, :, used]
+        if len(rows) != self.keys.shape[1]:
+            shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
+            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        self.keys[:, :, :, used], self.values[:, :, :, used] = keys, values
         if self.padding is not None:
             self.padding = self.padding[rows]
-        self._memory = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._memory.items()}
+        if memory:
+            self._memory = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._memory.items()}

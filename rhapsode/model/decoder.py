@@ -6,7 +6,6 @@ model = Decoder(config); initialise(model, seed=0); logits = model(ids)
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhapsode.model.cache import KeyValueCache
@@ -70,5 +69,4 @@ class Decoder(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor, *, dropout: Dropout | None = None) -> Tensor:
         """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count."""
         hidden = self.hidden(ids, dropout=dropout)  # (batch, time, hidden)
-        logits = self.head(hidden.view(-1, self.config.hidden_size))  # (batch * time, vocabulary)
-        return F.cross_entropy(logits, targets.reshape(-1), reduction="sum", ignore_index=-1)
+        return self.head.loss(hidden.view(-1, self.config.hidden_size), targets.reshape(-1))

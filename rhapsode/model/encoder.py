@@ -6,7 +6,6 @@ model = Encoder(config); logits = model(ids, padding=padding)
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhapsode.base.errors import InputError
@@ -66,4 +65,4 @@ class Encoder(nn.Module):
         """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count."""
         counted = targets >= 0  # (batch, time): the head is computed only where it counts
         hidden = self.hidden(ids, dropout=dropout)[counted]  # (counted, hidden)
-        return F.cross_entropy(self.head(hidden), targets[counted], reduction="sum")
+        return self.head.loss(hidden, targets[counted])

@@ -6,7 +6,6 @@ model = EncoderDecoder(config); memory = model.encode(source); logits = model(ta
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhapsode.model.cache import KeyValueCache
@@ -114,4 +113,4 @@ class EncoderDecoder(nn.Module):
         memory = self.encode(source, padding=source_padding, dropout=dropout)  # (batch, source, hidden)
         counted = targets >= 0  # (batch, time)
         hidden = self.hidden(ids, memory, memory_padding=source_padding, dropout=dropout)[counted]  # (counted, hidden)
-        return F.cross_entropy(self.head(hidden), targets[counted], reduction="sum", label_smoothing=label_smoothing)
+        return self.head.loss(hidden, targets[counted], label_smoothing)

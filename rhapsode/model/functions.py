@@ -1,4 +1,4 @@
-"""Norm, rotation and gate with backward passes of their own, because autograd's make several times the memory traffic.
+"""Norm, rotation, gate and loss with backward passes of their own, because autograd's make several times the traffic.
 
 Each is the textbook formula in the forward direction; the tests compare values and gradients with autograd's.
 """
@@ -100,3 +100,78 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return F.silu(gate) * up
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+LOGITS_AT_ONCE = 2**22
+LEAST_ROWS = 256
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Tokens whose logits are there at one time: few enough for the cache, enough for products to be fast."""
+    return max(LEAST_ROWS, LOGITS_AT_ONCE // vocabulary)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are computed while the logits are still in the cache: nothing of the vocabulary's size is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smooth: float
+    ) -> Tensor:
+        vocabulary, rows = weight.shape[0], rows_at_once(weight.shape[0])
+        loss = torch.zeros((), dtype=torch.float64)
+        dhidden = torch.empty_like(hidden)
+        dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        dbias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        logits = hidden.new_empty(min(rows, len(hidden)), vocabulary)
+        for begin in range(0, len(hidden), rows):
+            part, wanted = hidden[begin : begin + rows], targets[begin : begin + rows, None]
+            scores = torch.mm(part, weight.t(), out=logits[: len(part)])  # (rows, vocabulary)
+            if bias is not None:
+                scores += bias
+            largest, right = scores.amax(dim=-1), scores.gather(1, wanted)
+            mean = scores.mean(dim=-1).sum() if smooth else 0.0
+            p = torch.softmax(scores, dim=-1, out=scores)
+            normaliser = largest - p.amax(dim=-1).log()  # ln of the sum of exp(scores)
+            loss += normaliser.sum() - (1 - smooth) * right.sum() - smooth * mean
+            # d loss / d scores = p - target
+            if smooth:
+                p -= smooth / vocabulary
+            p.scatter_add_(1, wanted, p.new_full(wanted.shape, smooth - 1))
+            torch.mm(p, weight, out=dhidden[begin : begin + rows])
+            if dweight is not None:
+                dweight.addmm_(p.t(), part)
+            if dbias is not None:
+                dbias += p.sum(dim=0)
+        ctx.save_for_backward(dhidden, dweight, dbias)
+        return loss.to(hidden.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight, dbias = (None if saved is None else gradient * saved for saved in ctx.saved_tensors)
+        return dhidden, dweight, dbias, None, None
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """The sum over all targets of -ln softmax(weight hidden + bias)[target]; targets below zero do not count.
+
+    Args:
+        hidden: (tokens, hidden).
+        weight: (vocabulary, hidden).
+        bias: (vocabulary,).
+        targets: (tokens,).
+        label_smoothing: share of each target that is spread over the whole vocabulary (Szegedy et al. 2016).
+    """
+    on_cpu = hidden.device.type == "cpu" and hidden.dtype == weight.dtype == torch.float32
+    if on_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        counted = targets >= 0
+        if not bool(counted.all()):
+            hidden, targets = hidden[counted], targets[counted]
+        return _LinearCrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
+            hidden, weight, bias, targets, label_smoothing
+        )
+    logits = F.linear(hidden, weight, bias)
+    return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1, label_smoothing=label_smoothing)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhapsode.model.config import Activation, ModelConfig
-from rhapsode.model.functions import rms_norm, swiglu
+from rhapsode.model.functions import linear_cross_entropy, rms_norm, swiglu
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -133,8 +133,13 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary) of hidden states (..., hidden)."""
+        return F.linear(self._transformed(hidden), self.weight, self.bias)
+
+    def loss(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The sum of -ln p(target) over targets (tokens,), given hidden states (tokens, hidden), in nats."""
+        return linear_cross_entropy(self._transformed(hidden), self.weight, self.bias, targets, label_smoothing)
+
+    def _transformed(self, hidden: Tensor) -> Tensor:
         if "dense" in self._modules:
             hidden = self.norm(self.activation(self.dense(hidden)))
-        if self.scale != 1.0:
-            hidden = hidden * self.scale
-        return F.linear(hidden, self.weight, self.bias)
+        return hidden * self.scale if self.scale != 1.0 else hidden

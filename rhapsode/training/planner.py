@@ -21,6 +21,7 @@ from rhapsode.base.machine import memory_bytes
 from rhapsode.base.progress import duration
 from rhapsode.base.settings import overridden
 from rhapsode.model.config import ModelConfig
+from rhapsode.model.functions import rows_at_once
 from rhapsode.model.initialization import initialise
 from rhapsode.model.model import new_model
 from rhapsode.training.expectation import Text, expected_bits_per_byte
@@ -188,12 +189,11 @@ def make_plan(
     candidates = [_sized(settings, width, layers, start_id) for width, layers in _open_shapes(settings)]
     memory = settings.memory * 1e9 if settings.memory else memory_bytes() / 2
     workers = workers_for(device, compiled=False, threads=torch.get_num_threads())
-    fitting = [(chosen, config) for chosen, config in candidates if _memory(chosen, config, text, workers) <= memory]
+    needs = [_memory(chosen, config, text, device, workers) for chosen, config in candidates]
+    fitting = [candidate for candidate, needed in zip(candidates, needs, strict=True) if needed <= memory]
     if not fitting:
-        chosen, config = candidates[0]
-        needed = _memory(chosen, config, text, workers)
         raise InputError(
-            f"training needs about {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
+            f"training needs about {needs[0] / 1e9:.1f} GB, and {memory / 1e9:.1f} GB may be used",
             where="--memory",
             todo="Choose a smaller --hidden-size, --layers or --micro-batch-size, or allow more.",
         )
@@ -245,11 +245,14 @@ def _sized(settings: TrainSettings, width: int, layers: int, start_id: int | Non
     return overridden(sizes, chosen), config
 
 
-def _memory(settings: TrainSettings, config: ModelConfig, text: Text, workers: int) -> float:
+def _memory(settings: TrainSettings, config: ModelConfig, text: Text, device: torch.device, workers: int) -> float:
     """Bytes that training takes, roughly: weights, two moments, and a gradient and activations for each worker."""
     tokens = micro_batch_size(settings, text, workers) * sample_tokens(settings, text)
-    widths = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) + 3 * config.vocabulary_size
-    return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + widths * tokens)
+    vocabulary = config.vocabulary_size
+    activations = config.layers * (14 * config.hidden_size + 5 * config.intermediate_size) * tokens
+    # Logits, their softmax and its gradient; on a CPU one after another in one place, and never of all tokens.
+    logits = vocabulary * (min(tokens, rows_at_once(vocabulary)) if device.type == "cpu" else 3 * tokens)
+    return 300e6 + 16.0 * config.parameters + workers * 4.0 * (config.parameters + activations + logits)
 
 
 def _flops(config: ModelConfig, settings: TrainSettings) -> float:
@@ -285,7 +288,7 @@ def _timed(
     """Train a shape on nonsense for a moment, a fiftieth of the time at most, and say what it would reach."""
     model = new_model(config).to(device)
     initialise(model, 0)
-    optimizers = Optimizers(model, overridden(_rates(settings, 1000), settings))
+    optimizers = Optimizers(model, overridden(_rates(settings, config, 1000), settings))
     budget = 1.0 if seconds is None else min(3.0, seconds / 50)
     gradient = Gradient(model, workers=workers)
     compute, update = step_seconds(gradient, optimizers, settings, text, budget)
@@ -318,7 +321,7 @@ def _compiling(
         return False, "it takes up to a minute and gains a fifth at most: not for a run of this length"
     model = new_model(best.config).to(device)
     initialise(model, 0)
-    optimizers = Optimizers(model, overridden(_rates(settings, 1000), settings))
+    optimizers = Optimizers(model, overridden(_rates(settings, best.config, 1000), settings))
     eager, _ = step_seconds(Gradient(model, workers=workers), optimizers, settings, text, 3.0)
     eager /= workers
     began = time.perf_counter()
@@ -342,11 +345,13 @@ def _batch_tokens(tokens: int) -> int:
     return int(min(65_536, max(1024, 1.4 * math.sqrt(tokens))))
 
 
-def _rates(settings: TrainSettings, steps: int) -> TrainSettings:
-    """Learning rates and momentum for a run of so many steps."""
+def _rates(settings: TrainSettings, config: ModelConfig, steps: int) -> TrainSettings:
+    """Learning rates and momentum for a run of so many steps. Norms after each block, as in the first transformers,
+    carry every change on to all layers above: BERT learns nothing at 0.04 (docs/lab.md)."""
+    after = config.order == "post"
     return TrainSettings(
-        learning_rate=0.04,
-        embedding_learning_rate=0.005 if settings.tied_embeddings else 0.05,
+        learning_rate=0.008 if after else 0.04,
+        embedding_learning_rate=(0.02 if after else 0.005) if settings.tied_embeddings else 0.05,
         head_learning_rate=0.01,
         warmup_steps=min(20, max(1, steps // 20)),
         momentum=0.9 if steps < 1000 else 0.95,
@@ -377,7 +382,7 @@ def _written(
         batch = settings.batch_size or max(1, round(_batch_tokens(total) / per_sample))
         steps = max(10, int(total / (batch * per_sample)))
     tokens = int(steps * batch * per_sample)
-    rates = _rates(settings, steps)
+    rates = _rates(settings, config, steps)
     if settings.optimizer != "muon":
         rates = replace(rates, learning_rate=ADAMW_RATE if settings.optimizer == "adamw" else SGD_RATE, momentum=0.9)
     evaluated = settings.validation_tokens or min(text.validation_tokens, max(8192, tokens // 250))

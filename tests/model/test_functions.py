@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rhapsode.model.config import Rope
-from rhapsode.model.functions import rms_norm, rotate, swiglu
+from rhapsode.model.functions import linear_cross_entropy, rms_norm, rotate, rows_at_once, swiglu
 from rhapsode.model.positions import rotary_angles
 
 EPSILON = 1e-3  # large enough to matter
@@ -116,3 +116,70 @@ def test_rms_norm_neither_underflows_nor_overflows(scale: float) -> None:
     x = noise(2, 8) * scale
     expected = plain_rms_norm(x.double(), torch.ones(8, dtype=torch.float64)).float()
     torch.testing.assert_close(rms_norm(x, torch.ones(8), EPSILON), expected)
+
+
+def plain_cross_entropy(scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The cross-entropy of each row's softmax and its smoothed target, written out."""
+    counted = targets >= 0
+    log_p = scores[counted] - scores[counted].exp().sum(-1, keepdim=True).log()
+    wanted = torch.full_like(log_p, smoothing / scores.shape[1])
+    wanted[torch.arange(len(wanted)), targets[counted]] += 1 - smoothing
+    return -(wanted * log_p).sum()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 8),
+    st.integers(2, 300),
+    st.sampled_from([0.0, 0.1]),
+    st.booleans(),
+    st.floats(0.1, 5.0),
+    st.integers(0, 99),
+)
+def test_linear_cross_entropy(
+    tokens: int, width: int, vocabulary: int, smoothing: float, has_bias: bool, scale: float, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.randint(-1, vocabulary, (tokens,), generator=draw)
+    inputs = [noise(tokens, width, seed=seed) * scale, noise(vocabulary, width, seed=seed + 1)]
+    inputs += [noise(vocabulary, seed=seed + 2)] if has_bias else []
+    assert_same_values_and_gradients(
+        lambda hidden, weight, bias=None: linear_cross_entropy(hidden, weight, bias, targets, smoothing).view(1),
+        lambda hidden, weight, bias=0: plain_cross_entropy(hidden @ weight.T + bias, targets, smoothing).view(1),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_linear_cross_entropy_in_several_parts(smoothing: float) -> None:
+    """More tokens than have logits at one time, a vocabulary like a real one, and a score far from the others."""
+    tokens, vocabulary = 2 * rows_at_once(20_000) + 3, 20_000
+    hidden, weight = noise(tokens, 6), noise(vocabulary, 6, seed=1)
+    targets = torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(2))
+    weight[targets[0]] = 4 * hidden[0]
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
+        loss = linear_cross_entropy(inputs[0], inputs[1], None, targets, smoothing) / tokens
+        loss.backward()
+        results.append([loss, *(x.grad for x in inputs)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_linear_cross_entropy_with_what_is_not_learned() -> None:
+    hidden, weight = noise(5, 3).requires_grad_(), noise(7, 3, seed=1)
+    linear_cross_entropy(hidden, weight, None, torch.arange(5)).backward()
+    assert hidden.grad is not None and weight.grad is None
+    with torch.no_grad():
+        value = linear_cross_entropy(hidden, weight, None, torch.arange(5))
+    torch.testing.assert_close(value, plain_cross_entropy(hidden.detach() @ weight.T, torch.arange(5), 0.0))
+
+
+def test_linear_cross_entropy_of_scores_beyond_what_exp_can_hold() -> None:
+    hidden, weight = torch.tensor([[1.0], [1.0]], requires_grad=True), torch.tensor([[2e4], [1e4], [-2e4]])
+    loss = linear_cross_entropy(hidden, weight, None, torch.tensor([0, 1]))
+    loss.backward()
+    assert loss.item() == 1e4
+    assert hidden.grad is not None and hidden.grad.tolist() == [[0.0], [1e4]]
