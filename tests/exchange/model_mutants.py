@@ -82,7 +82,7 @@ def spoil_value(old: Any, draw: random.Random) -> Any:
     if choice < 0.4 or isinstance(old, bool) or old is None:
         return draw.choice([*NUMBERS, *OTHERS])
     if isinstance(old, int):
-        return draw.choice([old + 1, old - 1, 2 * old, -old, old ^ (1 << draw.randrange(40)), float(old), str(old)])
+        return draw.choice([old + 1, old - 1, 2 * old, -old, old ^ (1 << draw.randrange(40)), [old], str(old)])
     if isinstance(old, float):
         return draw.choice([-old, old * 1e10, old / 1e10, str(old), [old]])
     if isinstance(old, list) and old:
