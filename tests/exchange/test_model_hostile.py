@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rhapsode.base.errors import InputError
 from rhapsode.exchange.llama2c import MAGIC, VERSION_1_HEADER, Header
 from rhapsode.model.families import FAMILIES
-from rhapsode.model.folder import save_model
+from rhapsode.model.folder import load_config, save_model
 
 from . import model_mutants
 from .forked import spoil
@@ -62,6 +64,16 @@ def test_the_sound_ones_are_read(sound: Path) -> None:
 def test_mutants(sound: Path, kind: str) -> None:
     counts = spoil("model_mutants", sound, kind, 0, FAST)
     assert counts["refused"] > FAST / 4 and counts["read"] > FAST / 20
+
+
+@pytest.mark.parametrize("kind", [{}, ["sliding_attention"], None, 7])
+def test_kinds_of_layers_that_are_no_texts(sound: Path, tmp_path: Path, kind: object) -> None:
+    folder = Path(shutil.copytree(sound / "gemma3_text", tmp_path / "model"))
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values["layer_types"][0] = kind
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputError, match="layer_types must be of full_attention and sliding_attention"):
+        load_config(folder)
 
 
 @pytest.mark.slow

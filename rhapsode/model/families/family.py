@@ -191,7 +191,7 @@ def read_windows(fields: Fields, layers: int, window: int, default: tuple[bool, 
     if types is not None:
         known = {"full_attention": False, "sliding_attention": True}
         for kind in types:
-            if kind not in known:
+            if not isinstance(kind, str) or kind not in known:
                 raise fields.wrong("layer_types", f"must be of {' and '.join(known)}", kind)
         default = tuple(known[kind] for kind in types)
     return tuple(window if slides else 0 for slides in default) if any(default) else ()
