@@ -1,9 +1,9 @@
 """Spoils model folders and checkpoints of llama2.c in seeded ways and opens what comes of it.
 
-    python -m tests.exchange.model_mutants FOLDER KIND FIRST COUNT
+    python -m tests.exchange.model_mutants FOLDER FIRST COUNT
 
-FOLDER has sound ones, each a folder. Of them KIND is spoilt: "safetensors", "config.json" or "llama2.c". Mutant n is
-always the same. Prints as JSON how many ended how, and each that crashed, hung, took too much memory, ran code or
+FOLDER has sound ones, each a folder. Safetensors, config.json and llama2.c are spoilt in turn. Mutant n is always the
+same. Prints as JSON how many ended how, and each that crashed, hung, took too much memory, ran code or
 ended in anything but one error of Rhapsode's own.
 """
 
@@ -235,15 +235,17 @@ KINDS: dict[str, tuple[tuple[str, Spoil], ...]] = {
 """What is spoilt of each kind: the ends of the files' names, and how."""
 
 
-def mutant(sound: list[Files], kind: str, number: int) -> tuple[str, Files]:
+def mutant(sound: dict[str, list[Files]], number: int) -> tuple[str, Files]:
     """Mutant `number`, and what was done."""
-    draw = random.Random(f"{kind} {number}")
-    files = draw.choice(sound)
+    turn, which = divmod(number, len(KINDS))
+    kind = list(KINDS)[which]
+    draw = random.Random(f"{kind} {turn}")
+    files = draw.choice(sound[kind])
     choices = [(name, spoil) for end, spoil in KINDS[kind] for name in sorted(files) if name.endswith(end)]
     weights = [4 if name.endswith((".safetensors", "model.bin")) else 1 for name, _ in choices]
     ((name, spoil),) = draw.choices(choices, weights)
     what, data = spoil(files[name], draw)
-    return what, {**files, name: data, "evil.py": EVIL}
+    return f"{kind}: {what}", {**files, name: data, "evil.py": EVIL}
 
 
 def read(folder: Path, number: int) -> None:
@@ -269,14 +271,14 @@ def sound_ones(folder: Path, kind: str) -> list[Files]:
     return [files for files in found if any(name.endswith(ends) for name in files)]
 
 
-def main(folder: Path, kind: str, first: int, count: int) -> None:
+def main(folder: Path, first: int, count: int) -> None:
     import torch
 
     torch.set_num_threads(1)
     for one in folder.iterdir():  # here and not in each child, so that what the libraries take is not the mutants'
         read(one, 0)
-    forked.report(*forked.run(partial(mutant, sound_ones(folder, kind), kind), read, first, count))
+    forked.report(*forked.run(partial(mutant, {kind: sound_ones(folder, kind) for kind in KINDS}), read, first, count))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
