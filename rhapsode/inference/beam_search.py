@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rhapsode.base.errors import InputError, NotFiniteError
 from rhapsode.base.settings import Range
+from rhapsode.inference.padding import padded
 from rhapsode.model.cache import KeyValueCache
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
@@ -284,15 +285,3 @@ class _Reading:
         """What a row has written."""
         ids: list[int] = self.written[row, self._prompt :].tolist()
         return ids
-
-
-def padded(texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Ids (texts, time) of texts of several lengths, and where they are real; None where all are."""
-    time = max(map(len, texts))
-    ids = torch.zeros(len(texts), time, dtype=torch.long)
-    real = torch.zeros(len(texts), time, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        place = slice(time - len(text), None) if left else slice(0, len(text))
-        ids[row, place] = torch.as_tensor(text)
-        real[row, place] = True
-    return ids.to(device), None if bool(real.all()) else real.to(device)

@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError
 from rhapsode.base.files import read_json
 from rhapsode.base.progress import note
 from rhapsode.base.settings import validated
 from rhapsode.inference.beam_search import BeamSearch, Hypothesis, beam_search
-from rhapsode.inference.gaps import encode_with_gaps
+from rhapsode.inference.reading import framed
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -69,12 +69,8 @@ def translate(
         for place, text in enumerate(pool):
             number += 1
             if text.strip():
-                sources[place] = source_ids(tokenizer, text)
-                if len(sources[place]) > config.context_length:
-                    raise InputError(
-                        f"text {number} has {len(sources[place])} tokens; the model reads {config.context_length}",
-                        todo="Cut it into sentences, or use a model with a longer context.",
-                    )
+                name = f"text {number}"
+                sources[place] = framed(tokenizer, text, config.context_length, name=name, gaps=True)
         written = dict.fromkeys(range(len(pool)), NOTHING)
         for places in _groups(model, sources, search):
             found = beam_search(
@@ -87,12 +83,6 @@ def translate(
             for place, hypotheses in zip(places, found, strict=True):
                 written[place] = _translation(tokenizer, hypotheses[0])
         yield from (written[place] for place in range(len(pool)))
-
-
-def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids that a model reads for a text: in its frame, and with the gaps that are named in it."""
-    front, back = tokenizer.frame
-    return [*front, *encode_with_gaps(tokenizer, text), *back]
 
 
 def _groups(model: EncoderDecoder, sources: dict[int, list[int]], search: BeamSearch) -> Iterator[Sequence[int]]:
