@@ -2,6 +2,7 @@
 #
 #   make demo     train three minutes on Shakespeare, write runs/demo/report.html, print samples
 #   make test     the whole test suite
+#   make test-peers  the long tests, and those with llama.cpp, which is built first
 #   make lint     style and types
 #   make bench    the quick benchmarks, each printing its table
 #
@@ -24,7 +25,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
-test-peers: .venv/installed-dev
+test-peers: .venv/installed-peers
 	$(BIN)/python -m pytest -m "slow or peers" --timeout 3600
 	$(BIN)/python -m pytest tests/model/test_families.py --hypothesis-profile thorough
 
@@ -51,6 +52,11 @@ bench: .venv/installed-dev
 .venv/installed-dev: .venv/installed
 	@echo "Installing what the tests need."
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+.venv/installed-peers: .venv/installed-dev
+	@echo "Building llama.cpp (ten minutes the first time)."
+	CMAKE_ARGS="-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAVA_BUILD=OFF $(CMAKE_ARGS)" $(INSTALL) -e ".[dev,peers]"
 	@touch $@
 
 clean:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_SHOWN = 60  # characters of a value in a message
 
 
 class RhapsodeError(Exception):
@@ -50,3 +53,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     options = sorted(choices)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     return f"Did you mean {close[0]!r}?" if close else f"Choose one of: {', '.join(options)}."
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and short, for hostile files have long ones."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

@@ -33,8 +33,9 @@ rhapsode next runs/mytext "The cat"       what it thinks comes next
 `rhapsode COMMAND --help` explains one command.
 """
 
-PREPARE, TRAIN, USE, JUDGE, EXPLAIN = (
-    Group.create_ordered(name) for name in ("Prepare text", "Train a model", "Use it", "Judge it", "Look inside")
+PREPARE, TRAIN, USE, EXCHANGE, JUDGE, EXPLAIN = (
+    Group.create_ordered(name)
+    for name in ("Prepare text", "Train a model", "Use it", "Bring it in, take it out", "Judge it", "Look inside")
 )
 
 # (name, group, where the command is, what it does): in the order in which a model lives.
@@ -50,6 +51,13 @@ COMMANDS = (
     ("translate", USE, "translate:translate", "Turn texts into what the model was trained to make of them."),
     ("embed", USE, "embed:embed", "Turn texts into vectors, or compare them."),
     ("next", USE, "next:next_token", "Draw the probabilities of the next token at several temperatures."),
+    ("import", EXCHANGE, "importing:import_", "Bring in a model of others: a folder, GGUF, llama2.c, or from the hub."),
+    (
+        "export",
+        EXCHANGE,
+        "exporting:export",
+        "Write a model for other tools, and check that it computes the same.",
+    ),
     ("evaluate", JUDGE, "evaluate:evaluate", "Measure perplexity and bits per byte on a text."),
     ("report", JUDGE, "report:report", "Make the page that shows how a run went."),
     ("verify", JUDGE, "verify:verify", "Check that a run, checkpoint, model, corpus or token store is undamaged."),

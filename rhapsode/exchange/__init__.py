@@ -1,1 +1,1 @@
-"""What others made, in and out."""
+"""Models of others in, ours out: the doors, each with a check when it is used."""

@@ -281,17 +281,19 @@ class WordVectors:
 
 
 def open_word_vectors(path: Path) -> WordVectors:
-    """The word vectors in a file, or those of the model in a model or run folder.
+    """The word vectors in a file, or those of a model, of whatever `load` opens.
 
     Raises:
         InputError: as `read_word_vectors`, `load` and `word_vectors`.
     """
-    if path.is_dir():
+    from rhapsode.exchange.recognise import is_model
+
+    if is_model(path):
         from rhapsode.inference.language_model import load
 
         return word_vectors(load(path, "cpu"))
     if not path.exists():
-        todo = "Name a model folder, a run, or a file of word vectors."
+        todo = "Name a model folder, a run, a GGUF file, or a file of word vectors."
         raise InputError("there is no such file or folder", where=str(path), todo=todo)
     from rhapsode.exchange.word_vectors import read_word_vectors
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rhapsode.base.errors import DamagedError, InputError, MismatchError
-from rhapsode.base.files import read_json
+from rhapsode.base.errors import InputError, MismatchError
 from rhapsode.base.machine import device as device_called
 from rhapsode.base.progress import Progress
 from rhapsode.base.settings import validated
+from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beam_search import BeamSearch
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
@@ -31,7 +31,6 @@ from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.encoder import Encoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
-from rhapsode.model.folder import load_model
 from rhapsode.model.model import Model
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -107,7 +106,8 @@ class LanguageModel:
     ) -> None:
         rows, tokens = model.config.vocabulary_size, tokenizer.vocabulary_size
         # Others round the vocabulary of a model up to a size that computes well.
-        if tokens > rows or (tokens < rows and provenance is not None):
+        ours = provenance is not None and provenance.get("parent") is None
+        if tokens > rows or (tokens < rows and ours):
             raise MismatchError(
                 f"the tokenizer has {tokens} tokens, the model's vocabulary {rows}",
                 where=where,
@@ -159,12 +159,14 @@ class LanguageModel:
         return InputError(f"this is {article} {kind}; {why}", where=self.where, todo=INSTEAD[kind])
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The ids of a prompt. An empty one is the beginning of a text: what follows an end of text.
+        """The ids of a prompt, after what stands before every text, as `<s>` in Llama's form.
+
+        An empty one is the beginning of a text: what follows an end of text.
 
         Raises:
             InputError: the prompt is longer than the context, or empty where no token ends a text.
         """
-        ids = self.tokenizer.encode(prompt)
+        ids = self.tokenizer.frame[0] + self.tokenizer.encode(prompt)
         if not ids and self.tokenizer.end_of_text_id is not None:
             ids = [self.tokenizer.end_of_text_id]
         check_prompt(ids, self.config.context_length)
@@ -313,66 +315,28 @@ def _chosen(sampling: Sampling | None, settings: dict[str, Any]) -> Sampling:
     return validated(Sampling, vars(sampling or Sampling()) | settings, "generation")
 
 
-def load(folder: Path | str, device: str = "auto") -> LanguageModel:
-    """The language model in a model folder, or in a run folder, whose `model/` it then is.
+def load(name: Path | str, device: str = "auto", *, tokenizer: Path | str | None = None) -> LanguageModel:
+    """The language model that a path or name stands for.
 
     Args:
+        name: a model folder, a run folder, whose `model/` it then is, a GGUF file, a checkpoint of llama2.c, or the
+            name of a model on the Hugging Face hub (docs/exchange.md).
         device: "auto" (the fastest there is), "cpu", "cuda" or "mps".
+        tokenizer: its tokenizer's file or folder, where it is not where its format has it.
 
     Raises:
         InputError: no model there, or one that is damaged, of an unknown architecture, or names code.
         MismatchError: the tokenizer is not the model's.
     """
-    folder = model_folder(Path(folder))
-    chosen = device_called(device)
-    # The tokenizer first: it is small, and what is wrong with it is known before the weights are read.
-    tokenizer = Tokenizer.load(folder)
-    record = folder / "rhapsode.json"
-    provenance = read_json(record) if record.is_file() else None
-    if provenance is not None and not isinstance(provenance, dict):
-        raise DamagedError("is not a JSON object", where=str(record))
-    recorded = (provenance or {}).get("tokenizer")
-    if isinstance(recorded, dict) and recorded.get("sha256", tokenizer.digest) != tokenizer.digest:
-        raise MismatchError(
-            "is not the tokenizer that the model was trained with",
-            where=tokenizer.where,
-            todo=f"Copy the folder again; {record} names its SHA-256.",
-        )
-    model = load_model(folder, chosen)
-    search = folder_search(folder) if isinstance(model, EncoderDecoder) else None
-    ends = _end_ids(folder)
-    return LanguageModel(model, tokenizer, end_ids=ends, search=search, provenance=provenance, where=str(folder))
-
-
-def model_folder(folder: Path) -> Path:
-    """`folder` itself, or the `model` inside it when it is a run.
-
-    Raises:
-        InputError: there is no such folder, or no model in it.
-    """
-    if not folder.is_dir():
-        raise InputError("there is no such folder", where=str(folder), todo="Name a model folder or a run folder.")
-    for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise InputError(
-        "there is no model in this folder (no config.json)",
-        where=str(folder),
-        todo="Name a model folder, or a run that has saved its first model.",
+    given = None if tokenizer is None else Path(tokenizer)
+    opened = open_model(name, device_called(device), tokenizer=given)
+    # Encoder-decoders come in folders only, which say how they want to be searched.
+    search = folder_search(Path(opened.where)) if isinstance(opened.model, EncoderDecoder) else None
+    return LanguageModel(
+        opened.model,
+        opened.tokenizer,
+        end_ids=opened.end_ids,
+        search=search,
+        provenance=opened.provenance,
+        where=opened.where,
     )
-
-
-def _end_ids(folder: Path) -> list[int]:
-    """The tokens with which a model ends a text, by its generation_config.json, else its config.json."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        values = read_json(path) if path.is_file() else {}
-        if not isinstance(values, dict):
-            raise DamagedError("is not a JSON object", where=str(path))
-        ids = values.get("eos_token_id")
-        if ids is not None:
-            ids = ids if isinstance(ids, list) else [ids]
-            if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-                raise DamagedError("eos_token_id must be a token's number, or a list of them", where=str(path))
-            return ids
-    return []

@@ -21,6 +21,12 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 LARGEST_SIZE = 1 << 26
 """Of any one size: what no model reaches, and no product of two overflows at."""
 
+MOST_LAYERS = 1024
+"""Of a tower. Lists are made from it before any file with weights is seen."""
+
+MOST_EXPERTS = 1024
+"""Of a layer."""
+
 
 @dataclass(frozen=True)
 class LinearScaling:
@@ -219,6 +225,8 @@ class ModelConfig:
         if self.decoder is not None:
             for field, value in vars(self.decoder).items():
                 _check_size(f"the decoder's {field}", value)
+        if max(tower.layers for tower in self.towers) > MOST_LAYERS:
+            raise _misfit(f"there may be {MOST_LAYERS} layers at most")
         if (self.decoder is not None) != (self.kind == "encoder-decoder"):
             raise _misfit("an encoder-decoder, and nothing else, has a second tower")
         for tower in self.towers:
@@ -228,7 +236,7 @@ class ModelConfig:
             raise _misfit("there is one tower, and so one embedding")
         if self.positions == "rotary":
             for rope in (self.rope, self.local_rope or self.rope):
-                if not 0 < rope.share <= 1 or rope.theta <= 0:
+                if not 0 < rope.share <= 1 or rope.theta <= 1:
                     raise _misfit(f"rotary positions cannot have base {rope.theta:g} and share {rope.share:g}")
                 turned = int(self.head_dim * rope.share)
                 if turned % 2 or turned == 0:
@@ -247,7 +255,8 @@ class ModelConfig:
         if not 0 <= self.position_offset <= LARGEST_SIZE or not 0 <= self.token_types <= LARGEST_SIZE:
             raise _misfit("position_offset or token_types is out of range")
         if self.experts is not None:
-            _check_size("experts", self.experts.count)
+            if not 1 <= self.experts.count <= MOST_EXPERTS:
+                raise _misfit(f"experts must be between 1 and {MOST_EXPERTS}, not {self.experts.count}")
             _check_size("the experts' intermediate_size", self.experts.intermediate_size)
             if not 1 <= self.experts.chosen <= self.experts.count:
                 raise _misfit(f"{self.experts.chosen} of {self.experts.count} experts cannot be chosen")

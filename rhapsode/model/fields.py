@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rhapsode.base.errors import InputError
+from rhapsode.base.errors import InputError, shown
+from rhapsode.model.config import LARGEST_SIZE, MOST_LAYERS
 
 Choice = TypeVar("Choice")
 
@@ -162,10 +163,21 @@ class Fields:
             raise self.wrong(key, "must be a whole number", value)
         return value
 
+    def size(self, key: str, default: int = _NO_DEFAULT, largest: int = LARGEST_SIZE) -> int:
+        """A size of the model, from 1 to `largest`; errors as `integer`."""
+        value = self.integer(key, default)
+        if key in self and not 1 <= value <= largest:
+            raise self.wrong(key, f"must be between 1 and {largest}", value)
+        return value
+
+    def layers(self, key: str, default: int = _NO_DEFAULT) -> int:
+        """A number of layers; errors as `integer`."""
+        return self.size(key, default, MOST_LAYERS)
+
     def number(self, key: str, default: float = _NO_DEFAULT) -> float:
         """A positive number; errors as `integer`."""
         value = self._found(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-38 < value < 1e30:
             raise self.wrong(key, "must be a positive number", value)
         return float(value)
 
@@ -191,8 +203,8 @@ class Fields:
         """
         value = self.any(key)
         if value is not None and not any(value == one and type(value) is type(one) for one in allowed):
-            shown = " or ".join(repr(one) for one in allowed)
-            raise InputError(f"{key} = {_short(value)} is not supported", where=self.where, todo=f"Only {shown} is.")
+            only = " or ".join(repr(one) for one in allowed)
+            raise InputError(f"{key} = {shown(value)} is not supported", where=self.where, todo=f"Only {only} is.")
 
     def object(self, key: str) -> Fields | None:
         """The object in a field, None where it is missing or null; errors as `integer`."""
@@ -222,7 +234,7 @@ class Fields:
 
     def wrong(self, key: str, must: str, value: Any) -> InputError:
         """What to raise about a field."""
-        return InputError(f"{key} {must}, not {_short(value)}", where=self.where)
+        return InputError(f"{key} {must}, not {shown(value)}", where=self.where)
 
     def _found(self, key: str, default: Any) -> Any:
         value = self.any(key)
@@ -231,8 +243,3 @@ class Fields:
         if default is _NO_DEFAULT:
             raise InputError(f"{key} is missing", where=self.where)
         return default
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -7,26 +7,25 @@ chat_template.jinja  README.md  rhapsode.json
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import read_json, write_atomically, write_json
-from rhapsode.base.progress import note
+from rhapsode.base.progress import Progress, note
 from rhapsode.model.config import Kind, ModelConfig
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.families.family import Family
 from rhapsode.model.fields import Fields
 from rhapsode.model.model import Model, new_model
-from rhapsode.model.weights import Stored, stored_tensors
+from rhapsode.model.tensor_files import TensorFiles, Written, write_tensors
+from rhapsode.model.weights import Shapes, Stored, stored_tensors
 
 if TYPE_CHECKING:
     from rhapsode.tokenizer.tokenizer import Tokenizer
@@ -51,6 +50,12 @@ def load_config(folder: Path) -> ModelConfig:
         raise DamagedError("must hold a JSON object", where=str(path))
     fields = Fields(values, str(path))
     family, has_head = _family(fields)
+    if "quantization_config" in fields:
+        raise InputError(
+            "the weights are quantised in a way that is not read",
+            where=f"{path}, field 'quantization_config'",
+            todo="Name a folder with weights that are not quantised, or a GGUF file of the model.",
+        )
     chosen = family.read(fields)
     if not has_head:
         chosen |= {"has_head": False}
@@ -58,7 +63,7 @@ def load_config(folder: Path) -> ModelConfig:
     if code := fields.naming_code():
         note(f"{path}: {', '.join(code)} would run code or choose an implementation; it is not followed.")
     if left := fields.unasked():
-        note(f"{path}: nothing is known of {', '.join(left)}; what it asks for is not done.")
+        note(f"{path}: nothing is known of {_some(left)}; what it asks for is not done.")
     return config
 
 
@@ -74,11 +79,11 @@ def _family(fields: Fields) -> tuple[Family, bool]:
                 return family, False
         elif not architectures and name == family.name:
             return family, True
-    shown = ", ".join(map(str, architectures)) if isinstance(architectures, list) and architectures else "not named"
+    named = _some(architectures) if isinstance(architectures, list) and architectures else "not named"
     code = "".join(f", and {key} names code to run, which is never done" for key in fields.naming_code()[:1])
     known = ", ".join(family.architectures[0] for family in FAMILIES.values())
     raise InputError(
-        f"architecture {shown} is unknown{code}",
+        f"architecture {named} is unknown{code}",
         where=f"{fields.where}, field 'architectures'",
         todo=f"Known: {known}.",
     )
@@ -117,82 +122,47 @@ def refuse_pickle(path: Path) -> InputError:
     )
 
 
-class _WeightFiles:
-    """The tensors of a folder, by name, mapped and not read."""
+def _open_weights(folder: Path, config: ModelConfig) -> TensorFiles:
+    """The files with the weights, which have tensors enough for the layers that the configuration asks for.
 
-    def __init__(self, folder: Path, held: ExitStack) -> None:
-        self.folder = folder
-        self._files: dict[str, tuple[Path, Any]] = {}
-        for path in weight_files(folder):
-            if not path.is_file():
-                raise InputError("the file with the weights does not exist", where=str(path))
-            with _damage(path):
-                file = held.enter_context(safe_open(str(path), framework="pt"))
-                for name in file.keys():  # noqa: SIM118  # not a dict
-                    self._files[name] = (path, file)
-
-    def names(self) -> set[str]:
-        return set(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        path, file = self._files[name]
-        with _damage(path):
-            return tuple(file.get_slice(name).get_shape())
-
-    def tensor(self, name: str) -> Tensor:
-        path, file = self._files[name]
-        with _damage(path):
-            tensor: Tensor = file.get_tensor(name)
-        if not tensor.is_floating_point():
-            raise InputError(f"tensor {name!r} is of type {tensor.dtype}, not of floating point", where=str(path))
-        return tensor
+    Without that, a number in a configuration would be enough to build layers for hours.
+    """
+    files = TensorFiles(weight_files(folder), str(folder))
+    parts = sum(tower.layers for tower in config.towers)
+    if config.experts is not None:
+        parts += config.experts.count * len(config.experts.layers)
+    if parts > len(files.names):
+        raise DamagedError(
+            f"config.json asks for {parts:,} layers and experts; there are {len(files.names):,} tensors",
+            where=str(folder),
+        )
+    return files
 
 
-class _damage:  # noqa: N801  # a context manager, used as a function
-    """Whatever the library says of a broken file, as our error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, SafetensorError | OSError | ValueError | RuntimeError | KeyError | TypeError):
-            raise DamagedError(
-                f"is damaged ({error})", where=str(self.path), todo="Copy or download it again."
-            ) from None
-
-
-def load_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Our parameters' names and values, in fp32, from a model folder, each checked against the shape.
+def _weights(files: TensorFiles, config: ModelConfig, shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
+    """Our parameters' names and values, in fp32, each checked against its shape.
 
     Where a file has fp32 numbers in our layout, a tensor is the file itself, mapped into memory.
-
-    Raises:
-        InputError: a file or tensor is missing.
-        DamagedError: a file is truncated, or a tensor has another shape than the configuration says.
     """
-    family = FAMILIES[config.family]
-    with torch.device("meta"):
-        shapes = {name: tuple(parameter.shape) for name, parameter in new_model(config).named_parameters()}
-    with ExitStack() as held:
-        files = _WeightFiles(folder, held)
-        wanted = stored_tensors(config, shapes)
-        names = [_name_in(files.names(), stored, family) for stored in wanted]
-        for stored, name in zip(wanted, names, strict=True):
-            if name is None:
-                if stored.layout != "vector":  # a bias of the logits that many files leave out: zero
-                    raise InputError(f"tensor {stored.name!r} is missing", where=str(folder))
-            elif (shape := files.shape(name)) != stored.shape:
-                raise DamagedError(
-                    f"tensor {name!r} has shape {shape}; config.json asks for {stored.shape}", where=str(folder)
-                )
-        unused = files.names() - {name for name in names if name is not None}
-        if told := sorted(name for name in unused if not name.endswith(family.unused)):
-            note(f"{folder}: {_some(told)} {'is' if len(told) == 1 else 'are'} not part of the model and not used.")
-        for stored, name in zip(wanted, names, strict=True):
-            tensor = torch.zeros(stored.shape) if name is None else files.tensor(name).to(torch.float32)
-            yield from stored.unpack(tensor)
+    family, names_there = FAMILIES[config.family], files.names
+    wanted = stored_tensors(config, shapes)
+    names = [_name_in(names_there, stored, family) for stored in wanted]
+    for stored, name in zip(wanted, names, strict=True):
+        if name is None:
+            if stored.layout != "vector":  # a bias of the logits that many files leave out: zero
+                raise InputError(f"tensor {stored.name!r} is missing", where=files.where)
+        elif (shape := files.shape(name)) != stored.shape:
+            raise DamagedError(
+                f"tensor {shown(name)} has shape {shown(shape)}; config.json asks for {stored.shape}",
+                where=files.where,
+            )
+    unused = names_there - {name for name in names if name is not None}
+    if told := sorted(name for name in unused if not name.endswith(family.unused)):
+        note(f"{files.where}: {_some(told)} {'is' if len(told) == 1 else 'are'} not part of the model and not used.")
+    for stored, name in zip(wanted, names, strict=True):
+        kept = stored.layout not in ("columns", "heads")  # whose parts are no parts of the file
+        tensor = torch.zeros(stored.shape) if name is None else files.tensor(name, as_it_is=kept)
+        yield from stored.unpack(tensor)
 
 
 def _name_in(names: set[str], stored: Stored, family: Family) -> str | None:
@@ -203,26 +173,35 @@ def _name_in(names: set[str], stored: Stored, family: Family) -> str | None:
     return next((name for name in candidates if name in names), None)
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
+def _some(names: Sequence[Any]) -> str:
+    first = ", ".join(shown(name).strip("'") for name in names[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """The model in a folder, ready to compute, in fp32.
 
     Raises:
-        InputError: as `load_config` and `load_weights`.
+        InputError: as `load_config`; or a file or tensor is missing, or of a type that cannot be read.
+        DamagedError: a file is not what it should be, or a tensor has another shape than the configuration says.
     """
     config = load_config(folder)
-    return filled(config, load_weights(folder, config), device)
+    files = _open_weights(folder, config)
+    return filled(config, lambda shapes: _weights(files, config, shapes), device)
 
 
-def filled(config: ModelConfig, weights: Iterator[tuple[str, Tensor]], device: torch.device | str = "cpu") -> Model:
-    """A model of this shape that takes its weights over, without a copy where they are on the device already."""
+def filled(
+    config: ModelConfig, weights: Callable[[Shapes], Iterator[tuple[str, Tensor]]], device: torch.device | str = "cpu"
+) -> Model:
+    """A model of this shape that takes weights over, without a copy where they are on the device already.
+
+    Args:
+        weights: gives the value of each parameter of these shapes, by name, in fp32.
+    """
     with torch.device("meta"):
         model = new_model(config)
-    for name, tensor in weights:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, tensor in weights(shapes):
         module, _, leaf = name.rpartition(".")
         owner = model.get_submodule(module)
         learned = owner.get_parameter(leaf).requires_grad
@@ -236,27 +215,24 @@ def filled(config: ModelConfig, weights: Iterator[tuple[str, Tensor]], device: t
     return model.eval()
 
 
-def save_weights(folder: Path, model: Model) -> None:
-    """Write the weights under the family's names, in shards of at most 5 GB."""
-    parameters = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+def save_weights(folder: Path, model: Model, *, quiet: bool = True) -> None:
+    """Write the weights under the family's names, in shards of at most 5 GB, with a bar unless `quiet`."""
+    parameters = dict(model.named_parameters())
     wanted = stored_tensors(model.config, {name: tuple(tensor.shape) for name, tensor in parameters.items()})
-    shards: list[list[Stored]] = [[]]
-    filled_bytes = 0
-    for stored in wanted:
-        size = sum(parameters[part].nbytes for part in stored.parts)
-        if filled_bytes and filled_bytes + size > SHARD_BYTES:
+    written = [Written(stored.name, stored.shape, partial(stored.pack, parameters)) for stored in wanted]
+    total = sum(tensor.size for tensor in written)
+    shards: list[list[Written]] = [[]]
+    for tensor in written:
+        if shards[-1] and sum(before.size for before in shards[-1]) + tensor.size > SHARD_BYTES:
             shards.append([])
-            filled_bytes = 0
-        shards[-1].append(stored)
-        filled_bytes += size
+        shards[-1].append(tensor)
     mapping: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {stored.name: stored.pack(parameters).contiguous() for stored in shard}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        mapping |= dict.fromkeys(tensors, file)
+    with Progress("writing", total, "bytes", quiet=quiet) as progress:
+        for number, shard in enumerate(shards, start=1):
+            file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_tensors(folder / file, shard, progress)
+            mapping |= dict.fromkeys((tensor.name for tensor in shard), file)
     if len(shards) > 1:
-        total = sum(parameters[part].nbytes for stored in wanted for part in stored.parts)
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": mapping})
 
 
@@ -268,17 +244,31 @@ def config_values(config: ModelConfig) -> dict[str, Any]:
     return common | {"initializer_range": 0.02} | family.write(config)
 
 
-def save_model(folder: Path, model: Model, tokenizer: Tokenizer, provenance: dict[str, Any]) -> None:
+def save_model(
+    folder: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    provenance: dict[str, Any],
+    *,
+    generation: dict[str, Any] | None = None,
+    quiet: bool = True,
+) -> None:
     """Write a whole model folder into an existing, empty one.
 
     Args:
         provenance: what `rhapsode.json` and the card say of data, tokenizer, settings, versions and parent.
+        generation: the `generation_config.json`, where a model of others came with one.
+        quiet: show no bar.
     """
-    ids = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.padding_id, "bos_token_id": None}
+    front, _ = tokenizer.frame
+    start = front[0] if len(front) == 1 else None
+    ids = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.padding_id, "bos_token_id": start}
     values = config_values(model.config)
     write_json(folder / "config.json", ids | values | {key: ids[key] for key in ids if values.get(key) is None})
-    write_json(folder / "generation_config.json", ids | _generation(model.config, ids))
-    save_weights(folder, model)
+    write_json(
+        folder / "generation_config.json", ids | (_generation(model.config, ids) if generation is None else generation)
+    )
+    save_weights(folder, model, quiet=quiet)
     tokenizer.save(folder)
     write_json(folder / "rhapsode.json", provenance)
     write_atomically(folder / "README.md", _card(model.config, provenance))
@@ -299,7 +289,7 @@ def _generation(config: ModelConfig, ids: dict[str, int | None]) -> dict[str, An
     }
 
 
-_USE: dict[Kind, tuple[str, str, str]] = {
+DOES: dict[Kind, tuple[str, str, str]] = {
     "decoder": ("It continues text.", 'rhapsode generate . "Once upon a time"', "AutoModelForCausalLM"),
     "encoder": ("It fills gaps in text.", 'rhapsode fill . "The <|mask|> sat on the mat."', "AutoModelForMaskedLM"),
     "encoder-decoder": ("It turns text into text.", 'rhapsode translate . "A dog."', "AutoModelForSeq2SeqLM"),
@@ -308,15 +298,22 @@ _USE: dict[Kind, tuple[str, str, str]] = {
 
 
 def _card(config: ModelConfig, provenance: dict[str, Any]) -> str:
+    does, command, theirs = DOES[config.kind]
+    theirs = theirs if config.has_head else "AutoModel"
+    parent = provenance.get("parent")
+    if parent is None:
+        made, comes = "trained by Rhapsode", "It was trained on the data named below alone."
+    else:
+        made = "brought over by Rhapsode"
+        comes = "Others made it; what they say of its use and licence holds on."
     facts = json.dumps(provenance, indent=2, ensure_ascii=False)
-    does, command, opener = _USE[config.kind]
     return (
         "---\nlibrary_name: transformers\ntags: [rhapsode]\n---\n\n"
-        f"# A {config.family} language model of {config.parameters:,} parameters, trained by Rhapsode\n\n"
-        f"{does} It was trained on the data named below alone. What it writes can be wrong.\n"
+        f"# A {config.family} language model of {config.parameters:,} parameters, {made}\n\n"
+        f"{does} {comes} What it writes can be wrong.\n"
         "\n"
         f"    {command}\n\n"
-        f"```python\nfrom transformers import {opener}, AutoTokenizer\n\n"
-        f'model = {opener}.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
+        f"```python\nfrom transformers import {theirs}, AutoTokenizer\n\n"
+        f'model = {theirs}.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         f"## Where it comes from\n\n```json\n{facts}\n```\n"
     )

@@ -288,7 +288,7 @@ def _timed(
     """Train a shape on nonsense for a moment, a fiftieth of the time at most, and say what it would reach."""
     model = new_model(config).to(device)
     initialise(model, 0)
-    optimizers = Optimizers(model, overridden(_rates(settings, 1000), settings))
+    optimizers = Optimizers(model, overridden(_rates(settings, config, 1000), settings))
     budget = 1.0 if seconds is None else min(3.0, seconds / 50)
     gradient = Gradient(model, workers=workers)
     compute, update = step_seconds(gradient, optimizers, settings, text, budget)
@@ -321,7 +321,7 @@ def _compiling(
         return False, "it takes up to a minute and gains a fifth at most: not for a run of this length"
     model = new_model(best.config).to(device)
     initialise(model, 0)
-    optimizers = Optimizers(model, overridden(_rates(settings, 1000), settings))
+    optimizers = Optimizers(model, overridden(_rates(settings, best.config, 1000), settings))
     eager, _ = step_seconds(Gradient(model, workers=workers), optimizers, settings, text, 3.0)
     eager /= workers
     began = time.perf_counter()
@@ -345,11 +345,13 @@ def _batch_tokens(tokens: int) -> int:
     return int(min(65_536, max(1024, 1.4 * math.sqrt(tokens))))
 
 
-def _rates(settings: TrainSettings, steps: int) -> TrainSettings:
-    """Learning rates and momentum for a run of so many steps."""
+def _rates(settings: TrainSettings, config: ModelConfig, steps: int) -> TrainSettings:
+    """Learning rates and momentum for a run of so many steps. Norms after each block, as in the first transformers,
+    carry every change on to all layers above: BERT learns nothing at 0.04 (docs/lab.md)."""
+    after = config.order == "post"
     return TrainSettings(
-        learning_rate=0.04,
-        embedding_learning_rate=0.005 if settings.tied_embeddings else 0.05,
+        learning_rate=0.008 if after else 0.04,
+        embedding_learning_rate=(0.02 if after else 0.005) if settings.tied_embeddings else 0.05,
         head_learning_rate=0.01,
         warmup_steps=min(20, max(1, steps // 20)),
         momentum=0.9 if steps < 1000 else 0.95,
@@ -380,7 +382,7 @@ def _written(
         batch = settings.batch_size or max(1, round(_batch_tokens(total) / per_sample))
         steps = max(10, int(total / (batch * per_sample)))
     tokens = int(steps * batch * per_sample)
-    rates = _rates(settings, steps)
+    rates = _rates(settings, config, steps)
     if settings.optimizer != "muon":
         rates = replace(rates, learning_rate=ADAMW_RATE if settings.optimizer == "adamw" else SGD_RATE, momentum=0.9)
     evaluated = settings.validation_tokens or min(text.validation_tokens, max(8192, tokens // 250))

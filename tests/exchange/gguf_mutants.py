@@ -1,6 +1,6 @@
-"""Spoils GGUF files in seeded ways and reads what comes of it, each in a process of its own.
+"""Spoils GGUF files in seeded ways and reads what comes of it.
 
-    python tests/exchange/gguf_mutants.py FOLDER FIRST COUNT
+    python -m tests.exchange.gguf_mutants FOLDER FIRST COUNT
 
 FOLDER has sound files, *.gguf. Mutant n is always the same. Prints how many were read and how many refused, as JSON,
 and each that crashed, hung, took too much memory or ended in anything but one error of Rhapsode's own.
@@ -8,22 +8,17 @@ and each that crashed, hung, took too much memory or ended in anything but one e
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import resource
-import signal
 import struct
 import sys
-import tempfile
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-SECONDS = 5  # of the processor
-ROOM = 100 * 10**6  # bytes beyond twice the file
+from . import forked
+from .forked import Files
+
+NAME = "mutant.gguf"
 LARGE = 300_000  # bytes from which building a tokenizer takes a second: done for every eighth mutant only
 
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -216,44 +211,23 @@ def mutant(sound: list[bytes], heads: list[list[Field]], number: int) -> tuple[s
     return mutation.__name__, bytes(data)
 
 
-def read(path: Path, number: int) -> str:
-    """Do with a file all that can be done with it; "read" or "refused"."""
-    from rhapsode.base.errors import InputError
+def read(folder: Path, number: int) -> None:
+    """Do with a file all that can be done with it."""
     from rhapsode.exchange.gguf_file import GgufFile
     from rhapsode.exchange.gguf_tokenizer import tokenizer_from_gguf
 
-    try:
-        file = GgufFile(path)
-        for name in file.tensors:
-            file.tensor(name).tobytes()
-        if "tokenizer.ggml.model" in file.metadata and (path.stat().st_size < LARGE or number % 8 == 0):
-            tokenizer = tokenizer_from_gguf(file.metadata)
-            ids = tokenizer.encode("To be,  or not\n to be: naïve 日本 🦙 <|endoftext|> 1984 </s>")
-            tokenizer.decode(ids)
-            _ = tokenizer.frame
-    except InputError as error:
-        if "\n" in error.message:
-            raise AssertionError(f"a message of several lines: {error.message}") from error
-        return "refused"
-    return "read"
+    path = folder / NAME
+    file = GgufFile(path)
+    for name in file.tensors:
+        file.tensor(name).tobytes()
+    if "tokenizer.ggml.model" in file.metadata and (path.stat().st_size < LARGE or number % 8 == 0):
+        tokenizer = tokenizer_from_gguf(file.metadata)
+        ids = tokenizer.encode("To be,  or not\n to be: naïve 日本 🦙 <|endoftext|> 1984 </s>")
+        tokenizer.decode(ids)
+        _ = tokenizer.frame
 
 
-def child(path: Path, number: int) -> None:
-    """What the forked process does; its exit status tells how it ended."""
-    status = 3
-    try:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.alarm(20 * SECONDS)
-        status = {"read": 0, "refused": 1}[read(path, number)]
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def run(folder: Path, first: int, count: int) -> tuple[Counter[str], list[str]]:
-    """How many mutants ended how, and what was wrong with which."""
+def main(folder: Path, first: int, count: int) -> None:
     # Here and not in each child, so that what the libraries take is not the mutants'.
     import gguf  # noqa: F401
     import tokenizers  # noqa: F401
@@ -262,43 +236,13 @@ def run(folder: Path, first: int, count: int) -> tuple[Counter[str], list[str]]:
 
     sound = [path.read_bytes() for path in sorted(folder.glob("*.gguf"))]
     heads = [list(fields(data)) for data in sound]
-    ended: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as place:
-        path, said = Path(place) / "mutant.gguf", Path(place) / "said"
-        idle = 0
-        for number in range(first - 1, first + count):
-            name, data = ("", b"") if number < first else mutant(sound, heads, number)
-            path.write_bytes(data)
-            said.write_bytes(b"")
-            pid = os.fork()
-            if pid == 0:
-                descriptor = os.open(said, os.O_WRONLY)
-                os.dup2(descriptor, 2)
-                if not name:
-                    os._exit(0)
-                child(path, number)
-            _, status, usage = os.wait4(pid, 0)
-            if not name:
-                idle = usage.ru_maxrss * 1024
-                continue
-            memory = usage.ru_maxrss * 1024 - idle
-            text = said.read_text(encoding="utf-8", errors="replace")
-            if os.WIFSIGNALED(status):
-                fault = f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
-            elif os.WEXITSTATUS(status) > 1 or text:
-                fault = text[-2000:]
-            elif memory > 2 * len(data) + ROOM:
-                fault = f"took {memory:,} bytes for a file of {len(data):,}"
-            else:
-                ended["read" if os.WEXITSTATUS(status) == 0 else "refused"] += 1
-                ended[name] += 1
-                continue
-            wrong.append(f"mutant {number} ({name}): {fault}")
-    return ended, wrong
+
+    def made(number: int) -> tuple[str, Files]:
+        name, data = mutant(sound, heads, number)
+        return name, {NAME: data}
+
+    forked.report(*forked.run(made, read, first, count))
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    counts, faults = run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    print(json.dumps({"counts": counts, "faults": faults}, indent=2))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,12 @@ from rhapsode.exchange.gguf_file import GgufFile, Tensor, write_gguf
 from rhapsode.exchange.gguf_tokenizer import tokenizer_metadata
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
-from . import gguf_bytes
+from . import gguf_bytes, gguf_mutants
+from .forked import spoil
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="mutants are read in forked processes")
 
-FAST, ALL = 300, 10_000
+FAST, ALL = 200, 10_000
 
 
 def tensors() -> list[Tensor]:
@@ -77,34 +76,19 @@ def shortened(file: GgufFile) -> dict[str, Any]:
     return metadata
 
 
-def spoil(sound: Path, first: int, count: int) -> dict[str, int]:
-    """Read mutants; what each ended in."""
-    script = Path(__file__).with_name("gguf_mutants.py")
-    command = [sys.executable, str(script), str(sound), str(first), str(count)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "RUST_BACKTRACE": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert not result["faults"], "\n".join(result["faults"][:20])
-    counts: dict[str, int] = result["counts"]
-    assert counts["read"] + counts["refused"] == count
-    return counts
-
-
-def test_the_sound_files_are_read(sound: Path) -> None:
-    from .gguf_mutants import read
-
+def test_the_sound_files_are_read(sound: Path, tmp_path: Path) -> None:
     for path in sound.glob("*.gguf"):
-        assert read(path, 0) == "read", path
+        (tmp_path / gguf_mutants.NAME).write_bytes(path.read_bytes())
+        gguf_mutants.read(tmp_path, 0)
 
 
 def test_mutants(sound: Path) -> None:
-    counts = spoil(sound, 0, FAST)
+    counts = spoil("gguf_mutants", sound, 0, FAST)
     assert counts["refused"] > FAST / 4 and counts["read"] > FAST / 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_ten_thousand_mutants(sound: Path) -> None:
-    counts = spoil(sound, 0, ALL)
+    counts = spoil("gguf_mutants", sound, 0, ALL)
     print(json.dumps(counts, indent=2))

@@ -168,7 +168,7 @@ def test_a_model_in_memory_needs_no_folder(by_characters: LanguageModel) -> None
 
 
 def test_folders_without_a_model_are_told_apart(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
+    with pytest.raises(InputError, match=r"nowhere: there is no such file or folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no model in this folder"):
         load(tmp_path)

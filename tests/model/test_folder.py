@@ -179,7 +179,8 @@ def test_weights_in_half_precision_are_computed_in_full(folder: Path) -> None:
         ({"num_key_value_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, not 0"),
         ({"rope_theta": "big"}, "rope_theta must be a positive number, not 'big'"),
-        ({"vocab_size": 0}, "vocabulary_size must be between 1 and .* not 0"),
+        ({"vocab_size": 0}, "vocab_size must be between 1 and .* not 0"),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers must be between 1 and 1024, not 10000000"),
     ],
 )
 def test_a_configuration_that_cannot_be_used(folder: Path, fields: dict[str, Any], words: str) -> None:

@@ -70,26 +70,26 @@ ALIASES = (("encoder.embed_tokens", "shared"), ("decoder.embed_tokens", "shared"
 
 def read_sizes(fields: Fields, activation: str) -> dict[str, Any]:
     """What BART and Marian say in the same words."""
-    hidden, heads = fields.integer("d_model"), fields.integer("encoder_attention_heads")
-    decoder_heads = fields.integer("decoder_attention_heads")
+    hidden, heads = fields.size("d_model"), fields.size("encoder_attention_heads")
+    decoder_heads = fields.size("decoder_attention_heads")
     for key in ("normalize_before", "add_bias_logits", "add_final_layer_norm", "extra_pos_embeddings"):
         fields.only(key, False, 0, 2)  # of files from before 2021
     fields.any("num_hidden_layers"), fields.any("force_bos_token_to_be_generated"), fields.any("gradient_checkpointing")
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "layers": fields.integer("encoder_layers"),
+        "layers": fields.layers("encoder_layers"),
         "heads": heads,
         "kv_heads": heads,
         "head_dim": hidden // max(1, heads),
-        "intermediate_size": fields.integer("encoder_ffn_dim"),
-        "context_length": fields.integer("max_position_embeddings"),
+        "intermediate_size": fields.size("encoder_ffn_dim"),
+        "context_length": fields.size("max_position_embeddings"),
         "decoder": StackSizes(
-            layers=fields.integer("decoder_layers"),
+            layers=fields.layers("decoder_layers"),
             heads=decoder_heads,
             kv_heads=decoder_heads,
             head_dim=hidden // max(1, decoder_heads),
-            intermediate_size=fields.integer("decoder_ffn_dim"),
+            intermediate_size=fields.size("decoder_ffn_dim"),
         ),
         "activation": fields.choice("activation_function", ACTIVATIONS, activation),
         "embedding_scale": math.sqrt(hidden) if fields.flag("scale_embedding", False) else 1.0,

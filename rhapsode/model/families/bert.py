@@ -49,19 +49,19 @@ def read_sizes(fields: Fields) -> dict[str, Any]:
     """What BERT and RoBERTa say in the same words."""
     fields.only("position_embedding_type", "absolute")
     fields.only("is_decoder", False)
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "layers": fields.integer("num_hidden_layers"),
+        "layers": fields.layers("num_hidden_layers"),
         "heads": heads,
         "kv_heads": heads,
         "head_dim": hidden // max(1, heads),
-        "intermediate_size": fields.integer("intermediate_size"),
-        "context_length": fields.integer("max_position_embeddings"),
+        "intermediate_size": fields.size("intermediate_size"),
+        "context_length": fields.size("max_position_embeddings"),
         "norm_epsilon": fields.number("layer_norm_eps", 1e-12),
         "activation": fields.choice("hidden_act", ACTIVATIONS, "gelu"),
-        "token_types": fields.integer("type_vocab_size", 2),
+        "token_types": fields.size("type_vocab_size", 2),
         "tied_embeddings": fields.flag("tie_word_embeddings", True),
     }
 

@@ -130,7 +130,7 @@ def _read_rope(fields: Fields, context: int, theta: float) -> Rope:
         return Rope(theta, share, LinearScaling(factor))
     if kind == "dynamic":
         return Rope(theta, share, DynamicScaling(factor))
-    original = fields.integer("original_max_position_embeddings", context)
+    original = fields.size("original_max_position_embeddings", context)
     if kind == "llama3":
         low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
         if high <= low:

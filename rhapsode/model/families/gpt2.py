@@ -15,17 +15,17 @@ _QKV = tuple(f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value"))
 def _read(fields: Fields) -> dict[str, Any]:
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("reorder_and_upcast_attn", False)
-    hidden, heads = fields.integer("n_embd"), fields.integer("n_head")
+    hidden, heads = fields.size("n_embd"), fields.size("n_head")
     fields.any("n_ctx")
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "layers": fields.integer("n_layer"),
+        "layers": fields.layers("n_layer"),
         "heads": heads,
         "kv_heads": heads,
         "head_dim": hidden // max(1, heads),
-        "intermediate_size": fields.integer("n_inner", 4 * hidden),
-        "context_length": fields.integer("n_positions"),
+        "intermediate_size": fields.size("n_inner", 4 * hidden),
+        "context_length": fields.size("n_positions"),
         "norm_epsilon": fields.number("layer_norm_epsilon", 1e-5),
         "activation": fields.choice("activation_function", ACTIVATIONS, "gelu_new"),
         "attention_scale": None if fields.flag("scale_attn_weights", True) else 1.0,

@@ -13,8 +13,8 @@ _BLOCK, _THEIRS = "stack.blocks.{layer}", "gpt_neox.layers.{layer}"
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    context = fields.integer("max_position_embeddings")
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    context = fields.size("max_position_embeddings")
     share = fields.number("rotary_pct", 0.25)
     rope = read_rope(fields, context, theta="rotary_emb_base")
     fields.any("rope_theta"), fields.any("partial_rotary_factor")
@@ -23,13 +23,13 @@ def _read(fields: Fields) -> dict[str, Any]:
         rope = replace(rope, share=share)
     bias = fields.flag("attention_bias", True)
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "layers": fields.integer("num_hidden_layers"),
+        "layers": fields.layers("num_hidden_layers"),
         "heads": heads,
         "kv_heads": heads,
         "head_dim": hidden // max(1, heads),
-        "intermediate_size": fields.integer("intermediate_size"),
+        "intermediate_size": fields.size("intermediate_size"),
         "context_length": context,
         "norm_epsilon": fields.number("layer_norm_eps", 1e-5),
         "rope": rope,

@@ -32,16 +32,16 @@ def read_sizes(fields: Fields, *, head_dim: int | None = None, epsilon: float = 
         head_dim: where the file does not say it; None: hidden_size / heads.
         epsilon: the norm's, where the file does not say it.
     """
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "layers": fields.integer("num_hidden_layers"),
+        "layers": fields.layers("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": fields.integer("num_key_value_heads", heads),
-        "head_dim": fields.integer("head_dim", head_dim or hidden // max(1, heads)),
-        "intermediate_size": fields.integer("intermediate_size"),
-        "context_length": fields.integer("max_position_embeddings"),
+        "kv_heads": fields.size("num_key_value_heads", heads),
+        "head_dim": fields.size("head_dim", head_dim or hidden // max(1, heads)),
+        "intermediate_size": fields.size("intermediate_size"),
+        "context_length": fields.size("max_position_embeddings"),
         "norm_epsilon": fields.number("rms_norm_eps", epsilon),
     }
 

@@ -12,8 +12,8 @@ _BLOCK, _THEIRS = "stack.blocks.{layer}", "model.layers.{layer}"
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    layers, context = fields.integer("num_hidden_layers"), fields.integer("max_position_embeddings")
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    layers, context = fields.layers("num_hidden_layers"), fields.size("max_position_embeddings")
     both = fields.object("rope_parameters")
     wide: dict[str, Any] = {"rope_theta": fields.any("global_rope_theta"), "rope_scaling": fields.any("rope_scaling")}
     near: dict[str, Any] = {"rope_theta": fields.any("local_rope_theta"), "rope_scaling": fields.any("rope_scaling")}
@@ -24,13 +24,13 @@ def _read(fields: Fields) -> dict[str, Any]:
     window = fields.integer("local_attention", 128) // 2
     fields.any("sliding_window")
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
         "layers": layers,
         "heads": heads,
         "kv_heads": heads,
         "head_dim": hidden // max(1, heads),
-        "intermediate_size": fields.integer("intermediate_size"),
+        "intermediate_size": fields.size("intermediate_size"),
         "context_length": context,
         "norm_epsilon": fields.number("norm_eps", 1e-5),
         "norm_bias": fields.flag("norm_bias", False),

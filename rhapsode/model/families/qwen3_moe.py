@@ -20,13 +20,13 @@ def _read(fields: Fields) -> dict[str, Any]:
     sizes, bias = read_plain(fields), fields.flag("attention_bias", False)
     every, layers = fields.integer("decoder_sparse_step", 1), sizes["layers"]
     plain = fields.any("mlp_only_layers") or []
-    if not isinstance(plain, list) or not all(type(layer) is int for layer in plain):
+    if not isinstance(plain, list) or not all(type(layer) is int for layer in plain) or len(plain) > layers:
         raise fields.wrong("mlp_only_layers", "must be a list of layers", plain)
-    count = fields.integer("num_local_experts" if "num_local_experts" in fields else "num_experts", 128)
+    count = fields.size("num_local_experts" if "num_local_experts" in fields else "num_experts", 128)
     experts = Experts(
         count=count,
-        chosen=fields.integer("num_experts_per_tok", 8),
-        intermediate_size=fields.integer("moe_intermediate_size", 768),
+        chosen=fields.size("num_experts_per_tok", 8),
+        intermediate_size=fields.size("moe_intermediate_size", 768),
         normalised=fields.flag("norm_topk_prob", False),
         layers=tuple(layer for layer in range(layers) if layer not in plain and (layer + 1) % max(1, every) == 0),
     )

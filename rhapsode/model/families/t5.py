@@ -49,25 +49,25 @@ def _feed_forward(config: ModelConfig) -> dict[str, str]:
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    hidden, heads, width = fields.integer("d_model"), fields.integer("num_heads"), fields.integer("d_ff")
-    layers, head_dim = fields.integer("num_layers"), fields.integer("d_kv")
+    hidden, heads, width = fields.size("d_model"), fields.size("num_heads"), fields.size("d_ff")
+    layers, head_dim = fields.layers("num_layers"), fields.size("d_kv")
     activation, gated = fields.choice("feed_forward_proj", _PROJECTIONS, "relu")
     fields.any("dense_act_fn"), fields.any("is_gated_act"), fields.any("n_positions"), fields.any("output_past")
     tied = fields.flag("tie_word_embeddings", True)
     scaled = fields.flag("scale_decoder_outputs", tied)
     return {
-        "vocabulary_size": fields.integer("vocab_size"),
+        "vocabulary_size": fields.size("vocab_size"),
         "hidden_size": hidden,
         "layers": layers,
         "heads": heads,
         "kv_heads": heads,
         "head_dim": head_dim,
         "intermediate_size": width,
-        "context_length": fields.integer("n_positions", CONTEXT),
-        "decoder": StackSizes(fields.integer("num_decoder_layers", layers), heads, heads, head_dim, width),
+        "context_length": fields.size("n_positions", CONTEXT),
+        "decoder": StackSizes(fields.layers("num_decoder_layers", layers), heads, heads, head_dim, width),
         "norm_epsilon": fields.number("layer_norm_epsilon", 1e-6),
         "buckets": RelativeBuckets(
-            fields.integer("relative_attention_num_buckets", 32), fields.integer("relative_attention_max_distance", 128)
+            fields.size("relative_attention_num_buckets", 32), fields.size("relative_attention_max_distance", 128)
         ),
         "gated": gated,
         "activation": ACTIVATIONS[activation],

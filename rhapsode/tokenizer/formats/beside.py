@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import parse_json
 from rhapsode.tokenizer.definition import Part, added_token, frame
 from rhapsode.tokenizer.formats import files
@@ -138,12 +138,10 @@ def complete(
         id = vocabulary.get(token.content, following if token.id is None else token.id)
         files.require_id(id, token.content, beside.where)
         if token.id is not None and token.id != id:
-            raise DamagedError(
-                f"the token {files.shown(token.content)} has the id {id}, not {token.id}", where=beside.where
-            )
+            raise DamagedError(f"the token {shown(token.content)} has the id {id}, not {token.id}", where=beside.where)
         if taken.setdefault(id, token.content) != token.content:
             raise DamagedError(
-                f"the tokens {files.shown(taken[id])} and {files.shown(token.content)} both have the id {id}",
+                f"the tokens {shown(taken[id])} and {shown(token.content)} both have the id {id}",
                 where=beside.where,
             )
         following = max(following, id + 1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import parse_json
 from rhapsode.base.progress import note
 from rhapsode.tokenizer.definition import Part, byte_pairs, definition
@@ -140,7 +140,7 @@ def require_parts(merges: Merges, vocabulary: Mapping[str, int], where: str) -> 
         for part in (left, right, left + right):
             if part not in vocabulary:
                 raise DamagedError(
-                    f"merges {files.shown(left)} and {files.shown(right)}, but {files.shown(part)} is no token",
+                    f"merges {shown(left)} and {shown(right)}, but {shown(part)} is no token",
                     where=where,
                 )
 
@@ -178,7 +178,7 @@ def named_pattern(beside: Beside) -> str | None:
     own = beside.settings.get("rhapsode")
     name = own.get("pre_tokenizer") if isinstance(own, dict) else None
     if name is not None and name not in list(PATTERNS):
-        raise InputError(f"there is no pre-tokeniser {files.shown(name)}", where=beside.where, todo=_choice())
+        raise InputError(f"there is no pre-tokeniser {shown(name)}", where=beside.where, todo=_choice())
     return None if name is None else str(name)
 
 

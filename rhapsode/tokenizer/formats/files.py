@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 
 LARGEST_FILE = 64 * 2**20  # bytes; the largest published definitions have 35 MB
 LARGEST_UNPACKED = 32 * 2**20  # bytes that a packed file may have unpacked
@@ -90,9 +90,3 @@ def require_id(id: Any, token: str, where: str) -> None:
             where=where,
             todo=f"Ids go from 0 to {LARGEST_VOCABULARY - 1:,}.",
         )
-
-
-def shown(value: Any) -> str:
-    """`value` for a message: hostile files have long ones."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

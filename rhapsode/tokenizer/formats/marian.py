@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import parse_json
 from rhapsode.tokenizer.definition import definition, unigram
 from rhapsode.tokenizer.formats import beside as surroundings
@@ -58,7 +58,7 @@ def _side(file: Path, vocabulary: dict[str, int], beside: Beside, target: Opened
     given = [piece.text for piece in model.of_type(sentencepiece.USER_DEFINED)]
     for name in given:
         if name not in vocabulary:
-            raise InputError(f"the piece {files.shown(name)} that its users defined has no id", where=where)
+            raise InputError(f"the piece {shown(name)} that its users defined has no id", where=where)
     beside = Beside(
         beside.where,
         beside.settings,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.tokenizer.definition import Part, byte_pairs, definition, sequence, unigram
 from rhapsode.tokenizer.formats import beside as surroundings
 from rhapsode.tokenizer.formats import files, protobuf
@@ -88,7 +88,7 @@ def read(file: Path, data: bytes, beside: Beside) -> Opened:
     where = str(file)
     if beside.family in OTHER_FAMILIES or (not beside.family and file.name == "sentencepiece.bpe.model"):
         raise InputError(
-            f"the family {files.shown(beside.family)} does not take the ids from this file as they are"
+            f"the family {shown(beside.family)} does not take the ids from this file as they are"
             if beside.family
             else "under this name families keep models whose ids they change, and no file says which family it is",
             where=where,
@@ -222,7 +222,7 @@ def _merges(model: Model, where: str) -> tuple[list[tuple[str, str]], list[list[
         if len(piece.text) > 1:
             of_score.setdefault(piece.score, []).append(piece.text)
             if not known.issuperset(piece.text):
-                raise InputError(f"the piece {files.shown(piece.text)} has a character that is no piece", where=where)
+                raise InputError(f"the piece {shown(piece.text)} has a character that is no piece", where=where)
     groups = [of_score[score] for score in sorted(of_score, reverse=True)]
     return merges_from_ranks(groups, known, where), [group for group in groups if len(group) > 1]
 
@@ -262,9 +262,9 @@ def _piece(data: memoryview, where: str) -> Piece:
     if not text or len(text) > LONGEST_PIECE:
         raise DamagedError(f"a piece has {len(text):,} characters", where=where)
     if not math.isfinite(score) or score <= NEVER:
-        raise DamagedError(f"the piece {files.shown(text)} has the score {score}", where=where)
+        raise DamagedError(f"the piece {shown(text)} has the score {score}", where=where)
     if not NORMAL <= type <= BYTE:
-        raise DamagedError(f"the piece {files.shown(text)} is of the unknown type {type}", where=where)
+        raise DamagedError(f"the piece {shown(text)} is of the unknown type {type}", where=where)
     return Piece(text, score, type)
 
 
@@ -312,7 +312,7 @@ def _require_sound(model: Model, where: str) -> None:
     seen: set[str] = set()
     for piece in model.pieces:
         if piece.text in seen:
-            raise DamagedError(f"the piece {files.shown(piece.text)} stands in it twice", where=where)
+            raise DamagedError(f"the piece {shown(piece.text)} stands in it twice", where=where)
         seen.add(piece.text)
     if len(model.of_type(UNKNOWN)) != 1:
         raise DamagedError(f"has {len(model.of_type(UNKNOWN))} pieces for the unknown, not one", where=where)

@@ -1,0 +1,124 @@
+"""Opening anything: a model folder, a run, a GGUF file, a checkpoint of llama2.c, or a name on the hub.
+
+    opened = open_model("model.gguf")
+
+What a file is follows from its content, whatever it is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rhapsode.base.errors import DamagedError, InputError, MismatchError
+from rhapsode.base.files import read_json
+from rhapsode.exchange import gguf_model, hub, llama2c
+from rhapsode.exchange.opened import Opened
+from rhapsode.exchange.recognise import kind_of
+from rhapsode.model.folder import load_model, refuse_pickle, weight_files
+from rhapsode.tokenizer.tokenizer import Tokenizer
+
+TODO = "Name a model folder, a run, a GGUF file, a checkpoint of llama2.c, or owner/name on the Hugging Face hub."
+
+
+def open_model(name: Path | str, device: torch.device | str = "cpu", *, tokenizer: Path | None = None) -> Opened:
+    """The model that a path or name stands for.
+
+    Args:
+        tokenizer: the tokenizer's file or folder, where it is not where its format has it.
+
+    Raises:
+        InputError: nothing there, or nothing that can be opened: it is damaged, unknown, pickled, or names code.
+        MismatchError: the tokenizer is not the model's.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _open_folder(model_folder(path), device, tokenizer)
+    if path.exists():
+        return _open_file(path, device, tokenizer)
+    if hub.is_name(path.as_posix()):
+        found = hub.fetched(path.as_posix())
+        return _open_folder(model_folder(found.folder), device, tokenizer, origin=found.origin)
+    todo = TODO
+    if hub.NAME.fullmatch(path.as_posix()):
+        todo = f"{TODO} To have {path.as_posix()!r} from the hub, write {path.as_posix()}@{hub.NEWEST}."
+    raise InputError("there is no such file or folder", where=str(path), todo=todo)
+
+
+def model_folder(folder: Path) -> Path:
+    """`folder` itself, or the `model` inside it when it is a run.
+
+    Raises:
+        InputError: there is no such folder, or no model in it.
+    """
+    if not folder.is_dir():
+        raise InputError("there is no such folder", where=str(folder), todo="Name a model folder or a run folder.")
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    inside = [path.name for path in files if kind_of(path) in ("GGUF", "llama2.c")]
+    raise InputError(
+        "there is no model in this folder (no config.json)",
+        where=str(folder),
+        todo=f"Name the file in it: {', '.join(inside[:3])}."
+        if inside
+        else "Name a model folder, or a run that has saved its first model.",
+    )
+
+
+def _open_file(path: Path, device: torch.device | str, tokenizer: Path | None) -> Opened:
+    kind = kind_of(path)
+    if kind == "llama2.c":
+        return llama2c.open_checkpoint(path, device, tokenizer)
+    if kind == "GGUF":
+        if tokenizer is not None:
+            raise InputError("a GGUF file has its own tokenizer", where=str(path), todo="Leave --tokenizer out.")
+        return gguf_model.open_gguf(path, device)
+    if kind == "pickle":
+        raise refuse_pickle(path)
+    if kind in ("JSON", "safetensors"):
+        raise InputError("is one file of a model folder", where=str(path), todo=f"Name the folder: {path.parent}.")
+    raise InputError("is no model that is known here", where=str(path), todo=TODO)
+
+
+def _open_folder(
+    folder: Path, device: torch.device | str, given: Path | None = None, *, origin: str | None = None
+) -> Opened:
+    # The tokenizer first: it is small, and what is wrong with it is known before the weights are read.
+    tokenizer = Tokenizer.load(folder if given is None else given)
+    record = folder / "rhapsode.json"
+    provenance = _object(record) if record.is_file() else None
+    recorded = (provenance or {}).get("tokenizer")
+    if isinstance(recorded, dict) and recorded.get("sha256", tokenizer.digest) != tokenizer.digest:
+        raise MismatchError(
+            "is not the tokenizer that the model was trained with",
+            where=tokenizer.where,
+            todo=f"Copy the folder again; {record} names its SHA-256.",
+        )
+    model = load_model(folder, device)
+    file = folder / "generation_config.json"
+    generation = _object(file) if file.is_file() else {}
+    ends = _end_ids(generation, file) or _end_ids(_object(folder / "config.json"), folder / "config.json")
+    read = (folder / "config.json", *weight_files(folder), Path(tokenizer.where))
+    return Opened(model, tokenizer, ends, str(folder), read, "Hugging Face", origin, provenance, generation)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DamagedError("is not a JSON object", where=str(path))
+    return value
+
+
+def _end_ids(values: dict[str, Any], path: Path) -> tuple[int, ...]:
+    """The tokens with which a model ends a text, as a file says."""
+    ids = values.get("eos_token_id")
+    if ids is None:
+        return ()
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+        raise DamagedError("eos_token_id must be a token's number, or a list of them", where=str(path))
+    return tuple(ids)
