@@ -13,7 +13,8 @@ def import_(source: Path, /, *, out: Path, tokenizer: Path | None = None, force:
     Parameters
     ----------
     source: Path
-        A model folder, a GGUF file, a checkpoint of llama2.c, or owner/name@revision on the Hugging Face hub.
+        A model folder, a GGUF file, a checkpoint of llama2.c, or owner/name@revision on the Hugging Face hub:
+        theirs/, model.gguf, stories260K.bin, HuggingFaceTB/SmolLM2-135M.
     out: Path
         The folder to write.
     tokenizer: Path

@@ -12,6 +12,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -333,9 +334,13 @@ class LlamaCpp:
     """A GGUF file in llama.cpp, by llama-cpp-python."""
 
     def __init__(self, path: Path, context: int) -> None:
-        from llama_cpp import Llama
+        import llama_cpp
 
-        self.model: Any = Llama(str(path), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0)
+        llama_cpp.llama_log_set(_silence(), None)  # what it says of small contexts would stand in our table
+        exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # else of 16 bits
+        self.model: Any = llama_cpp.Llama(
+            str(path), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0, **exact
+        )
 
     def logits(self, prompt: Prompt) -> Logits:
         self.model.reset()
@@ -351,6 +356,14 @@ class LlamaCpp:
             written.append(int(np.argmax(self.model.scores[self.model.n_tokens - 1])))
             fresh = written[-1:]
         return written
+
+
+@cache
+def _silence() -> Any:
+    """A callback that says nothing. llama.cpp calls it to the end of the process, so it is kept."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def installed(name: str) -> bool:

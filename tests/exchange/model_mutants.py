@@ -84,9 +84,9 @@ def spoil_value(old: Any, draw: random.Random) -> Any:
     if isinstance(old, int):
         return draw.choice([old + 1, old - 1, 2 * old, -old, old ^ (1 << draw.randrange(40)), float(old), str(old)])
     if isinstance(old, float):
-        return draw.choice([-old, old * 1e10, old / 1e10, int(old), [old]])
+        return draw.choice([-old, old * 1e10, old / 1e10, str(old), [old]])
     if isinstance(old, list) and old:
-        return draw.choice([old[:-1], old + old, old[::-1], [spoil_value(old[0], draw), *old[1:]], old * 1000])
+        return draw.choice([old[:-1], old + old, old[::-1], [spoil_value(old[0], draw), *old[1:]], old * 100])
     if choice < 0.6:
         return nested(old, draw)
     return draw.choice([str(old) * 2, str(old)[:-1], str(old).upper(), [old]])

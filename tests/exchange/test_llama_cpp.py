@@ -48,7 +48,7 @@ def llama_cpp() -> Any:
 def trained(request: pytest.FixtureRequest, shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of byte-level BPE on Shakespeare, long enough for words."""
     family = request.param
-    folder = tmp_path_factory.mktemp(family)
+    folder = tmp_path_factory.mktemp("trained") / family
     settings = TrainSettings(
         family=family,
         tokenizer="bpe",
