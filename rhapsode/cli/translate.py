@@ -73,12 +73,6 @@ def translate(
     language_model = load(model, device)
     language_model.translations([], **settings)  # what is wrong with them is known before --out is made
     sources, reading = tee(texts_of(texts))
-    at_once = total is not None or not sys.stdin.isatty()
-    translated: Iterator[Translation] = (
-        language_model.translations(reading, **settings)
-        if at_once
-        else (each for text in reading for each in language_model.translations([text], **settings))
-    )
     start, count, cut = time.monotonic(), 0, 0
     with contextlib.ExitStack() as stack:
         file = sys.stdout
@@ -87,10 +81,14 @@ def translate(
             file = stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
         quiet = out is None and sys.stdout.isatty()
         progress = stack.enter_context(Progress("translating", total, "texts", quiet=quiet))
+        translated: Iterator[Translation] = (
+            (each for text in reading for each in language_model.translations([text], **settings))
+            if total is None and sys.stdin.isatty()  # who types a line waits for its translation
+            else language_model.translations(reading, progress=progress, **settings)
+        )
         for source, each in zip(sources, translated, strict=True):
             print(_as_json(source, each) if json else each.text.replace("\n", " "), file=file, flush=quiet)
             count, cut = count + 1, cut + (not each.ended)
-            progress.advance()
     note(f"{count:,} {'text' if count == 1 else 'texts'}, {count / max(time.monotonic() - start, 1e-9):.1f} texts/s")
     if cut:
         note(f"{cut:,} of them reached the greatest length and may be cut; --json tells which (ended).")

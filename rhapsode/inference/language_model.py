@@ -288,12 +288,18 @@ class LanguageModel:
         return [translation.text for translation in self.translations(texts, search, **settings)]
 
     def translations(
-        self, texts: Iterable[str], search: BeamSearch | None = None, **settings: Any
+        self,
+        texts: Iterable[str],
+        search: BeamSearch | None = None,
+        *,
+        progress: Progress | None = None,
+        **settings: Any,
     ) -> Iterator[Translation]:
         """What an encoder-decoder makes of each text, in their order, as it comes.
 
         Args:
             search: how texts are searched for; None for what the model folder says.
+            progress: advanced by the texts translated.
             settings: fields of `BeamSearch` that shall be otherwise.
 
         Raises:
@@ -303,7 +309,7 @@ class LanguageModel:
         _require_several(texts)
         model = self.encoder_decoder()
         chosen = validated(BeamSearch, vars(search or self.search) | settings, "translation")
-        return translate(model, self.tokenizer, texts, chosen, self.end_ids)
+        return translate(model, self.tokenizer, texts, chosen, self.end_ids, progress=progress)
 
 
 def _require_several(texts: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rhapsode.base.errors import DamagedError
 from rhapsode.base.files import read_json
-from rhapsode.base.progress import note
+from rhapsode.base.progress import Progress, note
 from rhapsode.base.settings import validated
 from rhapsode.inference.beam_search import BeamSearch, Hypothesis, beam_search
 from rhapsode.inference.reading import framed
@@ -53,10 +53,15 @@ def translate(
     texts: Iterable[str],
     search: BeamSearch,
     end_ids: Collection[int],
+    *,
+    progress: Progress | None = None,
 ) -> Iterator[Translation]:
     """The best hypothesis for each text, in the order of the texts. A text of nothing but spaces stays empty.
 
     What is written does not depend on the texts beside it, beyond the rounding of fp32 sums.
+
+    Args:
+        progress: advanced by the texts translated, which is before they can be given in their order.
 
     Raises:
         InputError: a text is longer than the model's context.
@@ -82,6 +87,10 @@ def translate(
             )
             for place, hypotheses in zip(places, found, strict=True):
                 written[place] = _translation(tokenizer, hypotheses[0])
+            if progress is not None:
+                progress.advance(len(places))
+        if progress is not None:
+            progress.advance(len(pool) - len(sources))
         yield from (written[place] for place in range(len(pool)))
 
 
