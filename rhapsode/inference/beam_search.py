@@ -123,7 +123,10 @@ def beam_search(
         width, last = scores.shape[1], length == reading.most_new
         log_p = rules.apply(reading.log_probabilities(vocabulary), reading.written, length, last)
         totals = (scores.view(-1, 1) + log_p).view(len(unfinished), -1)  # (unfinished, width * vocabulary)
-        best, places = totals.topk(min(candidates, totals.shape[1]))  # (unfinished, candidates), the best first
+        # One beam is ranked without what came before: a long sum's rounding is greater than what tokens differ in.
+        ranked = log_p if search.beams == 1 else totals
+        places = ranked.topk(min(candidates, totals.shape[1])).indices  # (unfinished, candidates), the best first
+        best = totals.gather(1, places)
         rows = places // vocabulary + width * torch.arange(len(unfinished), device=best.device)[:, None]
         tokens = places % vocabulary
         ended = torch.isin(tokens, ends) | last
