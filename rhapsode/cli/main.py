@@ -49,6 +49,9 @@ COMMANDS = (
     ("demo", TRAIN, "demo:demo", "Train on the bundled Shakespeare for three minutes and show the result."),
     ("generate", USE, "generate:generate", "Continue a prompt."),
     ("chat", USE, "chat:chat", "Talk with a model."),
+    ("fill", USE, "fill:fill", "Fill the gaps in a text."),
+    ("translate", USE, "translate:translate", "Turn texts into what the model was trained to make of them."),
+    ("embed", USE, "embed:embed", "Turn texts into vectors, or compare them."),
     ("next", USE, "next:next_token", "Draw the probabilities of the next token at several temperatures."),
     ("import", EXCHANGE, "importing:import_", "Bring in a model of others: a folder, GGUF, llama2.c, or from the hub."),
     (

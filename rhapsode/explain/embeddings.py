@@ -301,6 +301,16 @@ def open_word_vectors(path: Path) -> WordVectors:
     return WordVectors(file.words, file.matrix, notes=file.notes, where=str(path))
 
 
+def read_words(model: LanguageModel, words: Iterable[str]) -> WordVectors:
+    """The vectors of some words as the model reads each of them, alone, as a text (`LanguageModel.embed`).
+
+    Raises:
+        InputError: as `LanguageModel.embed`.
+    """
+    every = list(dict.fromkeys(words))
+    return WordVectors(every, model.embed(every), where=model.where)
+
+
 def word_vectors(model: LanguageModel) -> WordVectors:
     """The input embeddings of a model's tokens that are words; other words get the mean of those of their tokens.
 

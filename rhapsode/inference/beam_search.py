@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rhapsode.base.errors import InputError, NotFiniteError
 from rhapsode.base.settings import Range
+from rhapsode.inference.padding import padded
 from rhapsode.model.cache import KeyValueCache
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
@@ -122,7 +123,10 @@ def beam_search(
         width, last = scores.shape[1], length == reading.most_new
         log_p = rules.apply(reading.log_probabilities(vocabulary), reading.written, length, last)
         totals = (scores.view(-1, 1) + log_p).view(len(unfinished), -1)  # (unfinished, width * vocabulary)
-        best, places = totals.topk(min(candidates, totals.shape[1]))  # (unfinished, candidates), the best first
+        # One beam is ranked without what came before: a long sum's rounding is greater than what tokens differ in.
+        ranked = log_p if search.beams == 1 else totals
+        places = ranked.topk(min(candidates, totals.shape[1])).indices  # (unfinished, candidates), the best first
+        best = totals.gather(1, places)
         rows = places // vocabulary + width * torch.arange(len(unfinished), device=best.device)[:, None]
         tokens = places % vocabulary
         ended = torch.isin(tokens, ends) | last
@@ -284,15 +288,3 @@ class _Reading:
         """What a row has written."""
         ids: list[int] = self.written[row, self._prompt :].tolist()
         return ids
-
-
-def padded(texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Ids (texts, time) of texts of several lengths, and where they are real; None where all are."""
-    time = max(map(len, texts))
-    ids = torch.zeros(len(texts), time, dtype=torch.long)
-    real = torch.zeros(len(texts), time, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        place = slice(time - len(text), None) if left else slice(0, len(text))
-        ids[row, place] = torch.as_tensor(text)
-        real[row, place] = True
-    return ids.to(device), None if bool(real.all()) else real.to(device)

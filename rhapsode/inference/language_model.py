@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rhapsode.base.errors import InputError, MismatchError
 from rhapsode.base.machine import device as device_called
+from rhapsode.base.progress import Progress
 from rhapsode.base.settings import validated
 from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beam_search import BeamSearch
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
+from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
 from rhapsode.inference.translation import Translation, folder_search, translate
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.encoder import Encoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.model import Model
 from rhapsode.tokenizer.tokenizer import Tokenizer
@@ -60,16 +64,16 @@ class Score:
     """How likely a text is to a model."""
 
     nats_per_token: float
-    """Mean of -ln p(token) over all tokens but the first, which nothing precedes."""
+    """Mean of -ln p(token) over all tokens that have one."""
     ids: list[int]
     """The tokens of the text."""
     log_probabilities: list[float | None]
-    """ln p of each token after those before it; None for the first."""
+    """ln p of each token: after those before it, None for the first; to an encoder, given all others."""
 
 
 INSTEAD = {
     "decoder": "It continues text: `rhapsode generate`.",
-    "encoder": "It fills masks and compares texts: `rhapsode fill`, `rhapsode similar`.",
+    "encoder": "It fills gaps and compares texts: `rhapsode fill`, `rhapsode embed`.",
     "encoder-decoder": "It turns one text into another: `rhapsode translate`.",
 }
 """What to do with a model of a kind, where something else was asked of it."""
@@ -137,6 +141,16 @@ class LanguageModel:
         """
         if not isinstance(self.model, EncoderDecoder):
             raise self._unsuited("only an encoder-decoder turns one text into another")
+        return self.model
+
+    def encoder(self) -> Encoder:
+        """The model as one that reads in both directions.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        if not isinstance(self.model, Encoder):
+            raise self._unsuited("only an encoder fills gaps")
         return self.model
 
     def _unsuited(self, why: str) -> InputError:
@@ -219,16 +233,52 @@ class LanguageModel:
         return self.tokenizer.id_to_bytes(id).decode("utf-8", errors="replace")
 
     def score(self, text: str) -> Score:
-        """How likely each token of a text is after those before it, in overlapping windows where the text is long.
+        """How likely each token of a text is: to a decoder after those before it, to an encoder given all the others.
+
+        A decoder reads long texts in overlapping windows. What an encoder says of tokens does not add up to the
+        probability of the text (pseudo-likelihood): it compares texts, for the same model.
 
         Raises:
-            InputError: the text has fewer than two tokens.
+            InputError: the text has fewer than two tokens (to an encoder, none), is longer than an encoder's context,
+                or the model is of another kind.
         """
+        if isinstance(self.model, Encoder):
+            ids, found = pseudo_log_probabilities(self.model, self.tokenizer, text)
+            return Score(-sum(found) / len(found), ids, [*found])
         ids = self.tokenizer.encode(text)
         context = self.config.context_length
         losses = token_losses(self.decoder(), np.array(ids), context=context, stride=max(1, context // 2))
         nats = np.concatenate(list(losses)).astype(np.float64)  # (tokens - 1,)
         return Score(float(nats.mean()), ids, [None, *(-nats).tolist()])
+
+    def fill_mask(self, text: str, *, top: int = 5) -> Filling:
+        """The most likely tokens for each gap in a text; a gap is named, as <|mask|> or [MASK].
+
+        Raises:
+            InputError: no gap, a text longer than the context, `top` below one, or a model that is no encoder or has no
+                head.
+        """
+        return fill(self.encoder(), self.tokenizer, text, top)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        pooling: Pooling = "mean",
+        *,
+        normalise: bool = True,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each text, (texts, hidden); at length one if `normalise`, so that a dot product is a cosine.
+
+        Args:
+            pooling: the mean of all tokens' last hidden states, the last token's, or the first one's ("cls").
+            progress: advanced by the texts read.
+
+        Raises:
+            InputError: a text that is longer than the context or has no tokens, or a pooling that says nothing here.
+        """
+        _require_several(texts)
+        return embed(self.model, self.tokenizer, texts, pooling, normalise=normalise, progress=progress)
 
     def translate(self, texts: Sequence[str], search: BeamSearch | None = None, **settings: Any) -> list[str]:
         """What an encoder-decoder makes of each text; arguments and errors as `translations`.
@@ -238,23 +288,33 @@ class LanguageModel:
         return [translation.text for translation in self.translations(texts, search, **settings)]
 
     def translations(
-        self, texts: Iterable[str], search: BeamSearch | None = None, **settings: Any
+        self,
+        texts: Iterable[str],
+        search: BeamSearch | None = None,
+        *,
+        progress: Progress | None = None,
+        **settings: Any,
     ) -> Iterator[Translation]:
         """What an encoder-decoder makes of each text, in their order, as it comes.
 
         Args:
             search: how texts are searched for; None for what the model folder says.
+            progress: advanced by the texts translated.
             settings: fields of `BeamSearch` that shall be otherwise.
 
         Raises:
             InputError: the model is of another kind, a text is longer than its context, an unknown setting, or one
                 out of range.
         """
-        if isinstance(texts, str):
-            raise InputError("there is one text where a list of texts is wanted", todo="Write [text].")
+        _require_several(texts)
         model = self.encoder_decoder()
         chosen = validated(BeamSearch, vars(search or self.search) | settings, "translation")
-        return translate(model, self.tokenizer, texts, chosen, self.end_ids)
+        return translate(model, self.tokenizer, texts, chosen, self.end_ids, progress=progress)
+
+
+def _require_several(texts: Iterable[str]) -> None:
+    if isinstance(texts, str):  # a string is a list of strings, each a character
+        raise InputError("there is one text where a list of texts is wanted", todo="Write [text].")
 
 
 def _chosen(sampling: Sampling | None, settings: dict[str, Any]) -> Sampling:

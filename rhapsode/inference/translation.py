@@ -13,12 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rhapsode.base.errors import DamagedError, InputError
+from rhapsode.base.errors import DamagedError
 from rhapsode.base.files import read_json
-from rhapsode.base.progress import note
+from rhapsode.base.progress import Progress, note
 from rhapsode.base.settings import validated
 from rhapsode.inference.beam_search import BeamSearch, Hypothesis, beam_search
-from rhapsode.inference.gaps import encode_with_gaps
+from rhapsode.inference.reading import framed
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -53,10 +53,15 @@ def translate(
     texts: Iterable[str],
     search: BeamSearch,
     end_ids: Collection[int],
+    *,
+    progress: Progress | None = None,
 ) -> Iterator[Translation]:
     """The best hypothesis for each text, in the order of the texts. A text of nothing but spaces stays empty.
 
     What is written does not depend on the texts beside it, beyond the rounding of fp32 sums.
+
+    Args:
+        progress: advanced by the texts translated, which is before they can be given in their order.
 
     Raises:
         InputError: a text is longer than the model's context.
@@ -69,12 +74,8 @@ def translate(
         for place, text in enumerate(pool):
             number += 1
             if text.strip():
-                sources[place] = source_ids(tokenizer, text)
-                if len(sources[place]) > config.context_length:
-                    raise InputError(
-                        f"text {number} has {len(sources[place])} tokens; the model reads {config.context_length}",
-                        todo="Cut it into sentences, or use a model with a longer context.",
-                    )
+                name = f"text {number}"
+                sources[place] = framed(tokenizer, text, config.context_length, name=name, gaps=True)
         written = dict.fromkeys(range(len(pool)), NOTHING)
         for places in _groups(model, sources, search):
             found = beam_search(
@@ -86,13 +87,11 @@ def translate(
             )
             for place, hypotheses in zip(places, found, strict=True):
                 written[place] = _translation(tokenizer, hypotheses[0])
+            if progress is not None:
+                progress.advance(len(places))
+        if progress is not None:
+            progress.advance(len(pool) - len(sources))
         yield from (written[place] for place in range(len(pool)))
-
-
-def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids that a model reads for a text: in its frame, and with the gaps that are named in it."""
-    front, back = tokenizer.frame
-    return [*front, *encode_with_gaps(tokenizer, text), *back]
 
 
 def _groups(model: EncoderDecoder, sources: dict[int, list[int]], search: BeamSearch) -> Iterator[Sequence[int]]:

@@ -54,12 +54,16 @@ class Encoder(nn.Module):
         Raises:
             InputError: more tokens than the context length, or the model has no head.
         """
+        self.require_head()
+        return self.head(self.hidden(ids, padding=padding, weights=weights))  # type: ignore[no-any-return]
+
+    def require_head(self) -> None:
+        """Refuse to predict tokens without the head that does it."""
         if not self.config.has_head:
             raise InputError(
                 "this encoder was published without the head that predicts tokens",
                 todo="It gives vectors (`embed`); for masked tokens, name a model with a masked-language-model head.",
             )
-        return self.head(self.hidden(ids, padding=padding, weights=weights))  # type: ignore[no-any-return]
 
     def loss(self, ids: Tensor, targets: Tensor, *, dropout: Dropout | None = None) -> Tensor:
         """The sum over all targets (batch, time) of -log p(target), in nats. Targets below zero do not count."""

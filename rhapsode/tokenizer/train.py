@@ -196,7 +196,9 @@ def _tokenizer(parts: Parts, sample: Sample, special: list[str], model: ModelKin
     """The tokenizer of these parts, with the special tokens after its vocabulary."""
     first = len(parts["model"]["vocab"])
     ids = {name: first + index for index, name in enumerate(special)}
-    added = [added_token(name, id) for name, id in ids.items()]
+    # Where a word brings the space before it, what hides the word hides the space, as in RoBERTa's vocabulary.
+    words = parts["pre_tokenizer"] is not None and parts["pre_tokenizer"] != BYTE_LEVEL
+    added = [added_token(name, id, lstrip=words and name == MASK) for name, id in ids.items()]
     settings: dict[str, Any] = {"rhapsode": {"characters_read": sample.of, "characters_used": sample.characters}}
     around: Parts | None = None
     if model == "encoder":

@@ -252,3 +252,14 @@ def test_a_model_of_no_numbers_is_refused(pair: tuple[EncoderDecoder, Any]) -> N
         broken.embedding.weight.fill_(math.nan)
     with pytest.raises(NotFiniteError, match="not numbers"):
         beam_search(broken, [[4]], BeamSearch(), ())
+
+
+def test_greedy_search_tells_tokens_apart_after_a_long_text(
+    pair: tuple[EncoderDecoder, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of log probabilities round at some 3e-5 by then."""
+    ours, _ = pair
+    logits = torch.zeros(VOCABULARY).index_fill(0, torch.tensor([23]), 2e-6)
+    monkeypatch.setattr(ours.head, "forward", lambda hidden: logits.expand(len(hidden), -1))
+    ((found,),) = beam_search(ours, [[4]], BeamSearch(max_new_tokens=NEW_TOKENS), ())
+    assert found.ids == [23] * NEW_TOKENS
