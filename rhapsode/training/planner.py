@@ -390,7 +390,7 @@ def _written(
     epochs = tokens / text.tokens
     open_choices = TrainSettings(
         steps=steps,
-        dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2,
+        dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2 if epochs < 15 else 0.3,
         batch_size=batch,
         micro_batch_size=micro_batch_size(overridden(settings, TrainSettings(batch_size=batch)), text, workers),
         label_smoothing=0.1 if text.pairs is not None else 0.0,
