@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def test_llama_cpp_will_cut_as_we_do(
     tokenizer, values, _ = through(name)
     for word in tokenizer.special_tokens:  # where these stand in a text llama.cpp may join them
         text = text.replace(word, "")
+    # Which characters to come are letters depends on the Unicode version of each library.
+    text = "".join(character for character in text if unicodedata.category(character) != "Cn")
     assert llama_cpp.ids(values, text) == tokenizer.encode(text)
 
 
