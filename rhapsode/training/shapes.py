@@ -12,7 +12,7 @@ from rhapsode.training.settings import TrainSettings
 
 NEW_FAMILIES: dict[Kind, tuple[str, ...]] = {
     "decoder": ("qwen3", "llama", "mistral", "qwen2", "gemma3_text", "olmo2", "gpt2", "gpt_neox"),
-    "encoder": ("bert", "modernbert"),
+    "encoder": ("modernbert", "bert"),
     "encoder-decoder": ("marian", "bart", "t5"),
 }
 """Families that a new model can be of; of each kind the first one is taken unless another is asked for."""
