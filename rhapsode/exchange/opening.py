@@ -20,7 +20,7 @@ from rhapsode.exchange.recognise import kind_of
 from rhapsode.model.folder import load_model, refuse_pickle, weight_files
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
-WHAT_TO_NAME = "Name a model folder, a run, a GGUF file, a checkpoint of llama2.c, or owner/name on the Hugging Face hub."
+ADVICE = "Name a model folder, a run, a GGUF file, a checkpoint of llama2.c, or owner/name on the Hugging Face hub."
 
 
 def open_model(name: Path | str, device: torch.device | str = "cpu", *, tokenizer: Path | None = None) -> Opened:
@@ -41,9 +41,9 @@ def open_model(name: Path | str, device: torch.device | str = "cpu", *, tokenize
     if hub.is_name(path.as_posix()):
         found = hub.fetched(path.as_posix())
         return _open_folder(model_folder(found.folder), device, tokenizer, origin=found.origin)
-    todo = WHAT_TO_NAME
+    todo = ADVICE
     if hub.NAME.fullmatch(path.as_posix()):
-        todo = f"{WHAT_TO_NAME} To have {path.as_posix()!r} from the hub, write {path.as_posix()}@{hub.NEWEST}."
+        todo = f"{ADVICE} To have {path.as_posix()!r} from the hub, write {path.as_posix()}@{hub.NEWEST}."
     raise InputError("there is no such file or folder", where=str(path), todo=todo)
 
 
@@ -81,7 +81,7 @@ def _open_file(path: Path, device: torch.device | str, tokenizer: Path | None) -
         raise refuse_pickle(path)
     if kind in ("JSON", "safetensors"):
         raise InputError("is one file of a model folder", where=str(path), todo=f"Name the folder: {path.parent}.")
-    raise InputError("is no model that is known here", where=str(path), todo=WHAT_TO_NAME)
+    raise InputError("is no model that is known here", where=str(path), todo=ADVICE)
 
 
 def _open_folder(
