@@ -40,7 +40,6 @@ DEFAULTS = TrainSettings(
     optimizer="muon",
     momentum=0.95,
     adam_beta1=0.9,
-    adam_beta2=0.95,
     adam_epsilon=1e-8,
     weight_decay=0.0,
     clipping=1.0,
@@ -351,8 +350,9 @@ def _rates(settings: TrainSettings, config: ModelConfig, steps: int) -> TrainSet
     after = config.order == "post"
     return TrainSettings(
         learning_rate=0.008 if after else 0.04,
-        embedding_learning_rate=(0.02 if after else 0.005) if settings.tied_embeddings else 0.05,
+        embedding_learning_rate=(0.004 if after else 0.005) if settings.tied_embeddings else 0.05,
         head_learning_rate=0.01,
+        adam_beta2=0.98 if after else 0.95,
         warmup_steps=min(20, max(1, steps // 20)),
         momentum=0.9 if steps < 1000 else 0.95,
     )
@@ -390,7 +390,7 @@ def _written(
     epochs = tokens / text.tokens
     open_choices = TrainSettings(
         steps=steps,
-        dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2 if epochs < 15 else 0.3,
+        dropout=0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2,
         batch_size=batch,
         micro_batch_size=micro_batch_size(overridden(settings, TrainSettings(batch_size=batch)), text, workers),
         label_smoothing=0.1 if text.pairs is not None else 0.0,

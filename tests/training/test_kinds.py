@@ -170,6 +170,7 @@ def test_new_models_of_every_family(kind: Any, name: str) -> None:
         learning_rate=0.01,
         embedding_learning_rate=0.01,
         head_learning_rate=0.01,
+        adam_beta2=0.95,
     )
     config = shape(settings, 300, start_id=299 if kind == "encoder-decoder" else None)
     model = new_model(config)
