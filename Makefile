@@ -23,7 +23,7 @@ demo: .venv/installed
 	$(BIN)/rhapsode demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-peers: .venv/installed-peers
 	$(BIN)/python -m pytest -m "slow or peers" --timeout 3600

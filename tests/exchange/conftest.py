@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from rhapsode.exchange.gguf_file import GgufFile
 from rhapsode.tokenizer.tokenizer import Tokenizer
@@ -15,12 +14,6 @@ from rhapsode.tokenizer.train import train_tokenizer
 
 TRAINED = ("byte", "bpe-gpt-2", "bpe-llama-bpe", "bpe-qwen2")
 OTHERS = ("gpt2", "mistral-v1", "mistral-v3", "bert", "t5", "sentencepiece-test")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """The models here are so small that threads would wait for each other longer than they compute."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
