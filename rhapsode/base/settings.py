@@ -221,6 +221,10 @@ def _checked(value: Any, annotation: Any, place: str) -> Any:
         if not isinstance(value, list | tuple):
             value = [value]
         return tuple(_checked(item, arguments[0], place) for item in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"value {_short(value)} is not a table of names and values", where=place)
+        return {_checked(key, arguments[0], place): _checked(item, arguments[1], place) for key, item in value.items()}
     return _converted(value, annotation, place)
 
 
@@ -245,7 +249,7 @@ def _converted(value: Any, kind: type, place: str) -> Any:
 
 
 def _check_range(value: Any, limit: Range, place: str) -> None:
-    for item in value if isinstance(value, tuple) else (value,):
+    for item in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
         if item is not None and item not in limit:
             raise InputError(f"value {item} is out of range ({limit})", where=place)
 

@@ -10,10 +10,11 @@ from cyclopts import Parameter
 
 from rhapsode.cli.generate import SAMPLING
 from rhapsode.inference.sampling import Sampling
+from rhapsode.inference.styles import Style
 
 if TYPE_CHECKING:
     from rhapsode.inference.chat import Chat
-    from rhapsode.inference.generation import Piece
+    from rhapsode.inference.text import Piece
 
 HELP = """\
 /help            this list
@@ -32,6 +33,7 @@ def chat(
     *,
     system: str | None = None,
     device: str = "auto",
+    style: Annotated[Style | None, Parameter(group=SAMPLING)] = None,
     sampling: Annotated[Sampling, Parameter(name="*", group=SAMPLING)] = Sampling(),  # noqa: B008  # frozen
 ) -> None:
     """Talk with a model.
@@ -47,6 +49,8 @@ def chat(
         What the model is told before the conversation.
     device: str
         auto, cpu, cuda or mps.
+    style: Style
+        Values that go well together, for what their name says; flags beside it are stronger.
     """
     import sys
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter, validators
 
 from rhapsode.inference.sampling import Sampling
+from rhapsode.inference.styles import Style
 
 if TYPE_CHECKING:
-    from rhapsode.inference.generation import Piece
+    from rhapsode.inference.text import Piece
 
 SAMPLING = Group.create_ordered("Sampling", help="The steps act in this order; docs/generate.md explains them.")
 
@@ -33,6 +34,7 @@ def generate(
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 1,
     device: str = "auto",
+    style: Annotated[Style | None, Parameter(group=SAMPLING)] = None,
     sampling: Annotated[Sampling, Parameter(name="*", group=SAMPLING)] = Sampling(),  # noqa: B008  # frozen
 ) -> None:
     """Continue a prompt.
@@ -51,6 +53,8 @@ def generate(
         Write so many texts, from this seed and those after it.
     device: str
         auto, cpu, cuda or mps.
+    style: Style
+        Values that go well together, for what their name says; flags beside it are stronger.
     """
     import time
     from dataclasses import replace

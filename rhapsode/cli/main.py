@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, 
 
 from rhapsode import __version__
 from rhapsode.base.errors import InputError, RhapsodeError, nearest
+from rhapsode.cli.style import fill_in_style
 
 HELP = """\
 From text of your own to a language model of your own, on the machine you have.
@@ -83,6 +84,7 @@ def application() -> App:
         help_format="plaintext",  # only here: it keeps the examples' columns
         version=__version__,
         default_parameter=Parameter(negative="", show_default=_shown_default),
+        config=fill_in_style,
         result_action="return_value",
         print_error=False,
         exit_on_error=False,

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rhapsode.base.errors import InputError
-from rhapsode.inference.generation import Piece, stream
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.template import render
+from rhapsode.inference.text import Piece
 from rhapsode.tokenizer.tokenizer import TURN_END
 
 
@@ -161,7 +161,7 @@ class Chat:
         if self.template is not None and TURN_END in tokenizer.special_tokens and TURN_END not in sampling.stop_tokens:
             sampling = replace(sampling, stop_tokens=(*sampling.stop_tokens, TURN_END))
         text = ""
-        for piece in stream(self.model.decoder(), tokenizer, ids, [sampling], self.model.end_ids):
+        for piece in self.model.stream_ids(ids, [sampling]):
             text += piece.text
             self.turns = [*turns, Turn("assistant", text)]
             yield piece

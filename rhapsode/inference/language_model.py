@@ -22,10 +22,12 @@ from rhapsode.base.progress import Progress
 from rhapsode.base.settings import validated
 from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beam_search import BeamSearch
+from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
-from rhapsode.inference.generation import FinishReason, Piece, check_prompt, stream
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
+from rhapsode.inference.step import TorchStep, room_for_blocks
+from rhapsode.inference.text import FinishReason, Piece, check_prompt
 from rhapsode.inference.translation import Translation, folder_search, translate
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
@@ -117,6 +119,8 @@ class LanguageModel:
         self.search = search or BeamSearch()
         own = () if tokenizer.end_of_text_id is None else (tokenizer.end_of_text_id,)
         self.end_ids = frozenset((*own, *end_ids))
+        self._engine: Engine | None = None
+        self._engine_weights = 0
 
     @property
     def config(self) -> ModelConfig:
@@ -196,7 +200,26 @@ class LanguageModel:
 
     def stream_several(self, prompt: str, samplings: Sequence[Sampling]) -> Iterator[Piece]:
         """Continue a prompt several times side by side, once for each of `samplings`; errors as `stream`."""
-        return stream(self.decoder(), self.tokenizer, self.encode_prompt(prompt), samplings, self.end_ids)
+        return self.stream_ids(self.encode_prompt(prompt), samplings)
+
+    def stream_ids(self, prompt: Sequence[int], samplings: Sequence[Sampling]) -> Iterator[Piece]:
+        """As `stream_several`, after a prompt of ids, as they are."""
+        engine = self.engine()
+        return engine.pieces(engine.submit(prompt, samplings, self.end_ids))
+
+    def engine(self) -> Engine:
+        """What writes this model's texts. It remembers what was read, so that the next prompt may begin alike.
+
+        Raises:
+            InputError: the model is of another kind.
+        """
+        model = self.decoder()
+        weights = sum(weight._version for weight in model.parameters())  # grows when one is changed in place
+        if self._engine is None or weights != self._engine_weights:
+            step = TorchStep(model, room_for_blocks(model))
+            self._engine = Engine(step, self.tokenizer, model.config.context_length)
+            self._engine_weights = weights
+        return self._engine
 
     def generate(self, prompt: str, sampling: Sampling | None = None, **settings: Any) -> Generation:
         """Continue a prompt; arguments and errors as `stream`."""

@@ -1,20 +1,15 @@
-"""Token by token from a prompt: one loop, with the keys and values of what was read kept.
-
-rhapsode generate runs/mytext "Once upon a time"
-"""
+"""A text that is being written: its tokens so far, what of it may be shown, and why it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+import numpy as np
 
 from rhapsode.base.errors import InputError, nearest
 from rhapsode.inference.sampling import Sampling, distribution, draw
-from rhapsode.model.cache import KeyValueCache
-from rhapsode.model.decoder import Decoder
 from rhapsode.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "context", "end of text"]
@@ -26,13 +21,17 @@ class Piece:
     """One more token of one text, and the text that is certain by now."""
 
     row: int
-    """Which of the texts that are written side by side."""
+    """Which of the texts that were asked for together."""
     token: int
     """The id drawn."""
     text: str
     """Whole characters to append; empty while they are incomplete, or may be the beginning of a stop string."""
     finish_reason: FinishReason | None = None
     """Why this is the last piece of its row; None when it is not."""
+    log_probability: float | None = None
+    """ln p of the token, as the model has it before any step of sampling; None unless it was asked for."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens and their ln p, as many as were asked for."""
 
 
 class StopStrings:
@@ -58,22 +57,68 @@ class StopStrings:
         return shown, False
 
 
-class _Row:
-    """One text on its way: its ids so far, and what of it is shown."""
+class Text:
+    """One text on its way.
+
+    Args:
+        row: its number among those that were asked for together.
+        prompt: ids, at least one, at most the context.
+        end_ids: ids with which the model ends a text.
+        context_length: tokens that the model can read.
+
+    Attributes:
+        ids: the prompt and what was written.
+        finish_reason: why it ended; None while it has not.
+
+    Raises:
+        InputError: no prompt, one longer than the context, or a token that the tokenizer does not have.
+    """
 
     def __init__(
-        self, number: int, prompt: Sequence[int], sampling: Sampling, tokenizer: Tokenizer, end_ids: Collection[int]
+        self,
+        row: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        end_ids: Collection[int],
+        context_length: int,
     ) -> None:
-        self.number, self.sampling, self.end_ids = number, sampling, end_ids
+        check_prompt(prompt, context_length)
+        self.row, self.sampling, self.end_ids, self.context_length = row, sampling, end_ids, context_length
         self.ids, self.prompt_length = list(prompt), len(prompt)
-        self.stop_ids = {_token_id(tokenizer, name) for name in sampling.stop_tokens}
+        # A model may have more rows than its tokenizer has tokens: those are never drawn.
+        self.vocabulary_size = tokenizer.vocabulary_size
+        self.stop_ids = {_token_id(tokenizer, name, "stop_tokens") for name in sampling.stop_tokens}
+        banned = [_token_id(tokenizer, name, "banned_tokens") for name in sampling.banned_tokens]
+        self.allowed: np.ndarray | None = None
+        if banned:
+            self.allowed = np.ones(self.vocabulary_size, dtype=bool)
+            self.allowed[banned] = False
         self.stops = StopStrings(sampling.stop)
         self.decoder = StreamDecoder(tokenizer)
         for id in prompt:  # some tokens read otherwise at the beginning of a text
             self.decoder.push(id)
-        self.finished = False
+        self.finish_reason: FinishReason | None = None
 
-    def push(self, token: int, context_length: int) -> Piece:
+    @property
+    def longest(self) -> int:
+        """Tokens it can come to have, of which the last need not be read."""
+        return min(self.context_length + 1, self.prompt_length + self.sampling.max_new_tokens)
+
+    def draw(self, logits: np.ndarray, ids: Sequence[int] | None = None) -> int:
+        """The token after `ids` (those of the text, unless given), given its logits (rows, at least the vocabulary)."""
+        ids = self.ids if ids is None else ids
+        probabilities = distribution(
+            logits[: self.vocabulary_size],
+            self.sampling,
+            ids,
+            prompt_length=self.prompt_length,
+            allowed=self.allowed,
+        )
+        return draw(probabilities, self.sampling.seed, len(ids))
+
+    def push(self, token: int) -> Piece:
+        """Append a token that was drawn."""
         self.ids.append(token)
         reason: FinishReason | None = None
         if token in self.end_ids:
@@ -83,7 +128,7 @@ class _Row:
         text = "" if reason else self.decoder.push(token)
         if reason is None and len(self.ids) - self.prompt_length == self.sampling.max_new_tokens:
             reason = "length"
-        elif reason is None and len(self.ids) > context_length:  # nothing can follow: the last token cannot be read
+        elif reason is None and len(self.ids) > self.context_length:  # the last token cannot be read
             reason = "context"
         if reason is not None:
             text += self.decoder.flush()
@@ -92,15 +137,15 @@ class _Row:
             reason = "stop"
         elif reason is not None:
             shown += self.stops.held
-        self.finished = reason is not None
-        return Piece(self.number, token, shown, reason)
+        self.finish_reason = reason
+        return Piece(self.row, token, shown, reason)
 
 
-def _token_id(tokenizer: Tokenizer, name: str) -> int:
+def _token_id(tokenizer: Tokenizer, name: str, where: str) -> int:
     id = tokenizer.token_to_id(name)
     if id is None:
         todo = nearest(name, tokenizer.special_tokens) if tokenizer.special_tokens else None
-        raise InputError(f"the tokenizer has no token {name!r}", where="stop_tokens", todo=todo)
+        raise InputError(f"the tokenizer has no token {name!r}", where=where, todo=todo)
     return id
 
 
@@ -117,45 +162,3 @@ def check_prompt(prompt: Sequence[int], context_length: int) -> None:
             f"the prompt has {len(prompt)} tokens; the model's context has {context_length}",
             todo="Shorten the prompt, or use a model with a longer context.",
         )
-
-
-@torch.no_grad()
-def stream(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    samplings: Sequence[Sampling],
-    end_ids: Collection[int],
-) -> Iterator[Piece]:
-    """Write several texts from one prompt side by side, one for each of `samplings`, a token at a time.
-
-    A text depends on the prompt and its own sampling, not on the texts beside it (beyond the rounding of fp32 sums).
-
-    Args:
-        prompt: ids, at least one, at most the model's context.
-        end_ids: ids with which the model ends a text.
-
-    Yields:
-        a piece for each unfinished row after each step, rows in order; the last one of a row has its finish reason.
-
-    Raises:
-        InputError: no prompt, one longer than the context, or a stop token that the tokenizer does not have.
-    """
-    context = model.config.context_length
-    check_prompt(prompt, context)
-    rows = [_Row(number, prompt, sampling, tokenizer, end_ids) for number, sampling in enumerate(samplings)]
-    capacity = min(context, len(prompt) + max(sampling.max_new_tokens for sampling in samplings))
-    weight = model.embedding.weight
-    cache = KeyValueCache(model.config, len(rows), capacity, weight.device, weight.dtype)
-    fresh = torch.tensor([prompt] * len(rows), device=weight.device)  # (rows, time)
-    while True:
-        last = model.hidden(fresh, cache=cache)[:, -1]  # (rows, hidden)
-        # A model may have more rows than its tokenizer has tokens: those are never drawn.
-        logits = model.head(last)[:, : tokenizer.vocabulary_size].double().cpu().numpy()  # (rows, vocabulary)
-        for row, scores in zip(rows, logits, strict=True):
-            if not row.finished:
-                probabilities = distribution(scores, row.sampling, row.ids)
-                yield row.push(draw(probabilities, row.sampling.seed, len(row.ids)), context)
-        if all(row.finished for row in rows):
-            return
-        fresh = torch.tensor([row.ids[-1:] for row in rows], device=weight.device)  # (rows, 1)

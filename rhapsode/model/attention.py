@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rhapsode.model.block_cache import BlockReading
 from rhapsode.model.cache import KeyValueCache
 from rhapsode.model.config import ModelConfig, StackSizes
 from rhapsode.model.functions import rotate
@@ -25,6 +26,8 @@ class Sight:
     mask: Tensor | None
     causal: bool
     angles: tuple[Tensor, Tensor] | None = None
+    window: int = 0
+    """Of a reading in blocks: how many tokens are seen, itself counted; 0 for any. Elsewhere the mask says it."""
 
 
 def visible(
@@ -83,7 +86,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         sight: Sight,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | BlockReading | None,
         memory: Tensor | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
@@ -105,6 +108,10 @@ class Attention(nn.Module):
         if sight.angles is not None:
             query = rotate(query, *sight.angles)
         query = query.transpose(1, 2)  # (batch, heads, time, head_dim)
+        if isinstance(cache, BlockReading):
+            key, value = self._keys_and_values(x, sight)
+            mixed = cache.attend(self.layer, query, key, value, sight.window, self.scale)
+            return self.output(mixed.transpose(1, 2).reshape(batch, time, -1)), None
         if self.memory and cache is not None and cache.has_memory(self.layer):
             key, value = cache.memory(self.layer)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rhapsode.model.block_cache import BlockReading
 from rhapsode.model.cache import KeyValueCache
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.layers import Head
@@ -33,7 +34,7 @@ class Decoder(nn.Module):
         self,
         ids: Tensor,
         *,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | BlockReading | None = None,
         padding: Tensor | None = None,
         dropout: Dropout | None = None,
         weights: Weights | None = None,

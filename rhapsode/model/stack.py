@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rhapsode.base.errors import InputError
 from rhapsode.model.attention import Attention, Sight, visible
+from rhapsode.model.block_cache import BlockReading
 from rhapsode.model.cache import KeyValueCache
 from rhapsode.model.config import ModelConfig, Rope
 from rhapsode.model.layers import feed_forward, norm
@@ -63,7 +64,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         sight: Sight,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | BlockReading | None,
         memory: Tensor | None,
         memory_sight: Sight | None,
         dropout: Dropout | None,
@@ -133,7 +134,7 @@ class Stack(nn.Module):
         embedded: Tensor,
         *,
         padding: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | BlockReading | None = None,
         memory: Tensor | None = None,
         memory_padding: Tensor | None = None,
         dropout: Dropout | None = None,
@@ -143,13 +144,15 @@ class Stack(nn.Module):
 
         Args:
             padding: (batch, time), True where a token is real; padding takes no position.
-            cache: what was read before; it is extended.
+            cache: what was read before; it is extended. A `BlockReading` has tokens of several sequences, batch is 1.
             memory: (batch, source, hidden), what a decoder reads of the other text; None where it is cached.
             memory_padding: (batch, source), True where a token of the other text is real.
 
         Raises:
             InputError: more tokens than the context length.
         """
+        if isinstance(cache, BlockReading):
+            return self._read_blocks(embedded, cache)
         batch, time, _ = embedded.shape
         past = 0 if cache is None else cache.length
         if past + time > self.config.context_length:
@@ -159,7 +162,7 @@ class Stack(nn.Module):
             )
         if cache is not None:
             padding = cache.extend(time, padding, batch, embedded.device)
-        x = self._positioned(embedded, past, padding)
+        x = self._positioned(embedded, self._places(past, time, padding, embedded.device))
         if dropout is not None:
             x = dropout(x, first_place(self.config, self.tower))
         sights = self._sights(past, time, padding, x)
@@ -177,14 +180,27 @@ class Stack(nn.Module):
             cache.length += time
         return self.final_norm(x) if "final_norm" in self._modules else x
 
-    def _positioned(self, x: Tensor, past: int, padding: Tensor | None) -> Tensor:
+    def _read_blocks(self, embedded: Tensor, reading: BlockReading) -> Tensor:
+        """The last hidden states (1, tokens, hidden) of the tokens of several sequences."""
+        config, places = self.config, reading.positions
+        x = self._positioned(embedded, places)
+        head_dim = config.towers[self.tower].head_dim
+        angles = {rope: rotary_angles(places, rope, head_dim, x.dtype) for rope in self._ropes()}
+        for layer, block in enumerate(self.blocks):
+            sight = Sight(None, True, angles.get(config.rope_of(layer)), config.window(layer))
+            x, _, _ = block(x, sight, reading, None, None, None, False)
+        return self.final_norm(x) if "final_norm" in self._modules else x
+
+    def _places(self, past: int, time: int, padding: Tensor | None, device: torch.device) -> Tensor:
+        """Where tokens stand, (time,), or (batch, time) with padding, which takes no position."""
+        if padding is None:
+            return torch.arange(past, past + time, device=device)
+        return (padding.long().cumsum(dim=1) - 1).clamp_(min=0)[:, past:]
+
+    def _positioned(self, x: Tensor, places: Tensor) -> Tensor:
         """Token embeddings with what is added to them before the first block."""
         config = self.config
         if config.positions in ("learned", "sinusoidal"):
-            if padding is None:
-                places = torch.arange(past, past + x.shape[1], device=x.device)  # (time,)
-            else:
-                places = (padding.long().cumsum(dim=1) - 1).clamp_(min=0)[:, past:]  # (batch, time)
             if config.positions == "learned":
                 x = x + self.positions(places + config.position_offset)
             else:
@@ -233,8 +249,7 @@ class Stack(nn.Module):
         """Cosines and sines, (time, 1, pairs) or with the batch in front, computed once for as far as was needed."""
         head_dim = self.config.towers[self.tower].head_dim
         if padding is not None:
-            places = (padding.long().cumsum(dim=1) - 1).clamp_(min=0)[:, past:]  # (batch, time): padding takes none
-            return rotary_angles(places, rope, head_dim, x.dtype)
+            return rotary_angles(self._places(past, time, padding, x.device), rope, head_dim, x.dtype)
         kept = self._angles.get(rope)
         if kept is None or len(kept[0]) < past + time or kept[0].device != x.device or kept[0].dtype != x.dtype:
             reach = min(self.config.context_length, max(256, 2 * (past + time)))

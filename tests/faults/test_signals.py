@@ -17,7 +17,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 PLACES = {
     "in a step": "rhapsode.training.optimizers:Optimizers.step",
     "in an evaluation": "rhapsode.training.objectives.next_token:evaluate",
-    "in a sample": "rhapsode.inference.language_model:stream",
+    "in a sample": "rhapsode.inference.engine:Engine.submit",
     "in a save": "rhapsode.model.folder:save_weights",
     "when a save is put in place": "rhapsode.base.files:sync_folder",
     "when old ones are deleted": "rhapsode.training.loop:retain",

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError
-from rhapsode.inference.generation import StopStrings, stream
+from rhapsode.inference.engine import Engine
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.sampling import Sampling, distribution, draw
+from rhapsode.inference.step import TorchStep
+from rhapsode.inference.text import StopStrings
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.tokenizer.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
@@ -54,7 +56,7 @@ def test_pieces_join_to_the_decoded_text_in_whole_characters(by_byte_pairs: Lang
     for seed in range(5):
         sampling = Sampling(temperature=1.5, top_p=1.0, seed=seed)
         prompt = tokenizer.encode("Good 🦙")
-        pieces = list(stream(by_byte_pairs.model, tokenizer, prompt, [sampling], by_byte_pairs.end_ids))
+        pieces = list(by_byte_pairs.stream_ids(prompt, [sampling]))
         ids = [piece.token for piece in pieces]
         assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
         assert [piece.finish_reason is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -114,7 +116,8 @@ class Scripted:
         self.model.head.forward = head  # type: ignore[method-assign]
         end_ids = {self.tokenizer.end_of_text_id}
         sampling = Sampling(**{"temperature": 0.0, **fields})
-        return list(stream(self.model, self.tokenizer, self.prompt, [sampling], end_ids))
+        engine = Engine(TorchStep(self.model, blocks=8), self.tokenizer, context_length=256)
+        return list(engine.pieces(engine.submit(self.prompt, [sampling], end_ids)))
 
     def text_and_reason(self, **fields: Any) -> tuple[str, str]:
         pieces = self.pieces(**fields)

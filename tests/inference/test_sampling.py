@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from rhapsode.base.errors import InputError, NotFiniteError
-from rhapsode.inference.sampling import Sampling, distribution, draw
+from rhapsode.inference.sampling import Sampling, distribution, draw, steps
 
 PLAIN = {"temperature": 1.0, "top_p": 1.0}
 THREE = np.log([0.6, 0.3, 0.1])
@@ -90,26 +90,91 @@ def test_repetition_penalty_makes_seen_tokens_less_likely_once() -> None:
     top_k=st.sampled_from([0, 1, 5, 40, 1000]),
     top_p=st.sampled_from([0.1, 0.55, 0.95, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    typical_p=st.sampled_from([0.2, 0.9, 1.0]),
     penalty=st.sampled_from([0.8, 1.0, 1.3]),
+    bias=st.sampled_from([{}, {"0": 2.5, "1": -100.0}]),
 )
 def test_equals_transformers(
-    *, seed: int, size: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
+    *,
+    seed: int,
+    size: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float,
+    penalty: float,
+    bias: dict[str, float],
 ) -> None:
     from transformers.generation import logits_process as theirs
 
     noise = np.random.default_rng(seed)
     logits = noise.normal(0, 3, size)
     previous = noise.integers(0, size, 7)
-    steps: list[Any] = [theirs.RepetitionPenaltyLogitsProcessor(penalty), theirs.TemperatureLogitsWarper(temperature)]
-    steps += [theirs.TopKLogitsWarper(top_k)] if top_k else []
-    steps += [theirs.TopPLogitsWarper(top_p)] if top_p < 1 else []
-    steps += [theirs.MinPLogitsWarper(min_p)] if min_p else []
+    chain: list[Any] = [theirs.SequenceBiasLogitsProcessor({(int(id),): b for id, b in bias.items()})] if bias else []
+    chain += [theirs.RepetitionPenaltyLogitsProcessor(penalty), theirs.TemperatureLogitsWarper(temperature)]
+    chain += [theirs.TopKLogitsWarper(top_k)] if top_k else []
+    chain += [theirs.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    chain += [theirs.MinPLogitsWarper(min_p)] if min_p else []
+    chain += [theirs.TypicalLogitsWarper(typical_p)] if typical_p < 1 else []
     scores = torch.from_numpy(logits)[None]
-    for step in steps:
+    for step in chain:
         scores = step(torch.from_numpy(previous)[None], scores)
     expected = scores.softmax(-1)[0].numpy()
-    sampling = Sampling(temperature, top_k, top_p, min_p, penalty)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=penalty,
+        logit_bias=bias,
+    )
     np.testing.assert_allclose(distribution(logits, sampling, previous.tolist()), expected, atol=1e-9)
+
+
+def test_presence_and_frequency_count_what_was_written_but_not_the_prompt() -> None:
+    logits, text = np.array([1.0, 2.0, -1.0, 0.5]), [0, 1, 1, 2, 1]
+    sampling = Sampling(**PLAIN, presence_penalty=0.5, frequency_penalty=0.25)
+    expected = np.exp([1.0, 2.0 - 0.5 - 2 * 0.25, -1.0 - 0.5 - 0.25, 0.5])
+    got = distribution(logits, sampling, text, prompt_length=2)
+    np.testing.assert_allclose(got, expected / expected.sum(), rtol=1e-12)
+
+
+def test_what_is_not_allowed_is_never_drawn_whatever_its_bias() -> None:
+    sampling = Sampling(temperature=5.0, top_p=1.0, logit_bias={"0": 100.0, "1": 3.0})
+    got = distribution(THREE, sampling, allowed=np.array([False, True, True]))
+    assert got[0] == 0.0 and got[1] > got[2] > 0.0
+    with pytest.raises(InputError, match="no token may be written"):
+        distribution(THREE, sampling, allowed=np.zeros(3, dtype=bool))
+    with pytest.raises(InputError, match="none of them is 3"):
+        distribution(THREE, Sampling(logit_bias={"3": 1.0}))
+    for name in ("the", "-1", "²", "1.5"):
+        with pytest.raises(InputError, match="not the id of a token, in digits"):
+            Sampling(logit_bias={name: 1.0})
+
+
+def test_each_step_that_is_on_is_shown_in_its_order() -> None:
+    everything = Sampling(
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        min_p=0.01,
+        typical_p=0.9,
+        repetition_penalty=1.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        logit_bias={"0": 1.0},
+    )
+    logits = np.log([0.4, 0.3, 0.2, 0.06, 0.04])
+    shown = list(steps(logits, everything, [0, 1], prompt_length=1, allowed=np.ones(5, dtype=bool)))
+    names = ["model", "bans and limits", "logit bias", "repetition penalty", "presence penalty", "frequency penalty"]
+    assert [name for name, _ in shown] == [*names, "temperature", "top-k", "top-p", "min-p", "typical"]
+    assert all(probabilities.sum() == pytest.approx(1.0) for _, probabilities in shown)
+    assert shown[0][1].tolist() == pytest.approx([0.4, 0.3, 0.2, 0.06, 0.04])
+    np.testing.assert_array_equal(shown[-1][1], distribution(logits, everything, [0, 1], prompt_length=1))
+    off = Sampling(temperature=1.0, top_p=1.0)
+    assert [name for name, _ in steps(logits, off, [0, 1])] == ["model", "temperature"]
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=40), st.floats(1e-300, 1e6), st.floats(1e-6, 1))

@@ -1,0 +1,281 @@
+"""The engine: writes many texts at once, a token of each at every step. Everything that generates goes through it.
+
+    engine = Engine(TorchStep(model, blocks=100), tokenizer, context_length=1024)
+    request = engine.submit(ids, [Sampling()], end_ids)
+    for piece in engine.pieces(request): print(piece.text, end="")
+
+Texts join and leave between steps. A step reads the next token of every text that is being written, and a piece of the
+prompts that wait, at most so much that nobody is held up. Beginnings that texts have in common are read once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rhapsode.base.errors import InputError, RhapsodeError
+from rhapsode.inference.block_pool import BlockPool, Lease
+from rhapsode.inference.sampling import Sampling
+from rhapsode.inference.speculation import Speculation
+from rhapsode.inference.step import Reading, Step
+from rhapsode.inference.text import Piece, Text
+from rhapsode.model.block_cache import BLOCK
+from rhapsode.tokenizer.tokenizer import Tokenizer
+
+PROMPT_TOKENS = 256
+"""Of prompts, read in one step: enough to use a processor well, and few enough that nobody waits long for it."""
+
+
+FIRST_GUESSES, MOST_GUESSES = 4, 16
+"""Tokens guessed for a text at once: twice as many after all were right, half after none was."""
+
+
+class QueueFullError(RhapsodeError):
+    """More texts wait than may."""
+
+
+class Request:
+    """Texts that were asked for together, from one prompt.
+
+    Attributes:
+        log_probabilities: pieces say how likely their token was, and so many of the likeliest; None for neither.
+        guessed: tokens that speculation proposed, and `accepted`, how many of them were drawn.
+        error: why it could not be finished; None when it was or still can be.
+        cached: tokens of the prompt that had been read before, for another text.
+    """
+
+    def __init__(self, texts: Sequence[Text], deadline: float | None, log_probabilities: int | None) -> None:
+        self.texts, self.deadline, self.log_probabilities = texts, deadline, log_probabilities
+        self.guessed = self.accepted = 0
+        self.waiting: deque[Piece] = deque()
+        self.error: RhapsodeError | None = None
+        self.cached = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether no piece will come any more."""
+        return self.error is not None or all(text.finish_reason is not None for text in self.texts)
+
+
+class _Running:
+    """A text that has its blocks, and how much of it was read."""
+
+    def __init__(self, request: Request, text: Text, lease: Lease) -> None:
+        self.request, self.text, self.lease = request, text, lease
+        self.read = lease.shared
+        self.guesses: list[int] = []
+        self.most_guesses = FIRST_GUESSES
+
+    @property
+    def unread(self) -> int:
+        return len(self.text.ids) - self.read
+
+
+class Engine:
+    """Writes texts; not to be used by two threads at once.
+
+    Args:
+        step: computes the logits.
+        context_length: tokens that the model can read.
+        speculation: makes guesses for texts; None for none.
+        longest_queue: texts that may wait; None for any number.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        tokenizer: Tokenizer,
+        context_length: int,
+        *,
+        speculation: Speculation | None = None,
+        longest_queue: int | None = None,
+    ) -> None:
+        self._step, self._tokenizer, self.context_length = step, tokenizer, context_length
+        self.speculation, self.longest_queue = speculation, longest_queue
+        self.pool = BlockPool(step.blocks)
+        self._queue: deque[tuple[Request, Text]] = deque()
+        self._running: list[_Running] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._queue and not self._running
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        samplings: Sequence[Sampling],
+        end_ids: Collection[int],
+        *,
+        deadline: float | None = None,
+        log_probabilities: int | None = None,
+    ) -> Request:
+        """Ask for texts from one prompt, one for each of `samplings`.
+
+        Args:
+            prompt: ids, at least one.
+            end_ids: ids with which the model ends a text.
+            deadline: when it is too late, by `time.monotonic`.
+            log_probabilities: as `Request.log_probabilities`.
+
+        Raises:
+            InputError: the prompt is empty or too long, the cache is too small for the text, or a token is unknown.
+            QueueFullError: too many wait already.
+        """
+        texts = [
+            Text(row, prompt, sampling, self._tokenizer, end_ids, self.context_length)
+            for row, sampling in enumerate(samplings)
+        ]
+        for text in texts:
+            if -(-(text.longest - 1) // BLOCK) > self.pool.count:
+                raise InputError(
+                    f"a text of {text.longest} tokens is longer than the cache of {self.pool.count * BLOCK}",
+                    todo="Ask for fewer new tokens.",
+                )
+        if self.longest_queue is not None and len(self._queue) + len(texts) > self.longest_queue:
+            raise QueueFullError(f"{len(self._queue)} texts are waiting already", todo="Try again later.")
+        request = Request(texts, deadline, log_probabilities)
+        self._queue.extend((request, text) for text in texts)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Stop writing what a request asked for; its blocks are free at once."""
+        self._queue = deque((other, text) for other, text in self._queue if other is not request)
+        for running in [running for running in self._running if running.request is request]:
+            self._end(running)
+
+    def pieces(self, request: Request) -> Iterator[Piece]:
+        """The pieces of a request as they are written, computing steps while there is none. Who stops, cancels.
+
+        Raises:
+            RhapsodeError: the request cannot be finished.
+        """
+        try:
+            while True:
+                while request.waiting:
+                    yield request.waiting.popleft()
+                if request.error is not None:
+                    raise request.error
+                if request.finished:
+                    return
+                self.step()
+        finally:
+            self.cancel(request)
+
+    def step(self) -> None:
+        """Compute one step: the pieces written are in `waiting` of their requests."""
+        self._give_up_what_is_late()
+        self._admit()
+        readings, chosen = self._plan()
+        if not readings:
+            return
+        for running, reading, logits in zip(chosen, readings, self._step(readings), strict=True):
+            if running.request.error is not None:  # a text beside it in the same request has failed just now
+                continue
+            running.read += len(reading.ids) - len(running.guesses)
+            if reading.wanted:
+                self._write(running, logits)
+            else:
+                self.pool.keep(running.lease, running.text.ids[: running.read])
+
+    def _plan(self) -> tuple[list[Reading], list[_Running]]:
+        """What is read in this step, and for whom: first those that write, then prompts in the order they came."""
+        left = max(PROMPT_TOKENS - len(self._running), PROMPT_TOKENS // 2)
+        readings, chosen = [], []
+        for running in sorted(self._running, key=lambda running: running.unread > 1):
+            new = running.unread if running.unread == 1 else min(running.unread, left)
+            if new == 0:
+                continue
+            left -= new if running.unread > 1 else 0
+            last = new == running.unread
+            running.guesses = self._guesses(running) if last else []
+            ids = running.text.ids[running.read : running.read + new] + running.guesses
+            wanted = 1 + len(running.guesses) if last else 0
+            readings.append(Reading(ids, running.lease.blocks, running.read, wanted))
+            chosen.append(running)
+        return readings, chosen
+
+    def _guesses(self, running: _Running) -> list[int]:
+        """Tokens that may come next, as far as there is room to read them."""
+        text = running.text
+        most = min(running.most_guesses, text.longest - 1 - len(text.ids))
+        if self.speculation is None or most < 1:
+            return []
+        return self.speculation.guess(text, most)
+
+    def _write(self, running: _Running, logits: np.ndarray) -> None:
+        """Draw a text's next token, and one more for each guess that was right; logits (guesses + 1, vocabulary)."""
+        request, text, guesses = running.request, running.text, running.guesses
+        right = 0
+        for row in logits:
+            try:
+                token = text.draw(row)
+            except RhapsodeError as error:
+                request.error = error
+                self.cancel(request)
+                return
+            piece = text.push(token)
+            if request.log_probabilities is not None:
+                piece = _with_log_probabilities(piece, row[: text.vocabulary_size], request.log_probabilities)
+            request.waiting.append(piece)
+            if text.finish_reason is not None or right == len(guesses) or token != guesses[right]:
+                break
+            right += 1
+        running.read += right
+        request.guessed += len(guesses)
+        request.accepted += right
+        if guesses and right in (0, len(guesses)):
+            running.most_guesses = max(1, running.most_guesses // 2) if right == 0 else min(2 * right, MOST_GUESSES)
+        self.pool.keep(running.lease, text.ids[: running.read])
+        if text.finish_reason is not None:
+            self._end(running)
+
+    def _admit(self) -> None:
+        """Give blocks to the texts that wait, in the order they came, while there are enough."""
+        later: deque[tuple[Request, Text]] = deque()
+        while self._queue:
+            request, text = self._queue[0]
+            if any(_begins_alike(text, running) for running in self._running):
+                later.append(self._queue.popleft())  # what another text is about to read need not be read twice
+                continue
+            lease = self.pool.lease(text.ids, text.longest - 1)
+            if lease is None:
+                break
+            self._queue.popleft()
+            request.cached = max(request.cached, lease.shared)
+            self._running.append(_Running(request, text, lease))
+        self._queue.extendleft(reversed(later))
+
+    def _give_up_what_is_late(self) -> None:
+        now = time.monotonic()
+        everyone = [request for request, _ in self._queue] + [running.request for running in self._running]
+        for request in everyone:
+            if request.deadline is not None and now > request.deadline and request.error is None:
+                request.error = RhapsodeError("the time for this request is over")
+                self.cancel(request)
+
+    def _end(self, running: _Running) -> None:
+        self._running.remove(running)
+        self.pool.give_back(running.lease)
+        if self.speculation is not None:
+            self.speculation.forget(running.text)
+
+
+def _with_log_probabilities(piece: Piece, logits: np.ndarray, count: int) -> Piece:
+    scores = logits.astype(np.float64)
+    log_p = scores - scores.max()
+    log_p -= np.log(np.exp(log_p).sum())  # (vocabulary,)
+    best = np.argsort(-log_p, kind="stable")[:count]
+    likeliest = tuple((int(id), float(log_p[id])) for id in best)
+    return replace(piece, log_probability=float(log_p[piece.token]), likeliest=likeliest)
+
+
+def _begins_alike(text: Text, running: _Running) -> bool:
+    """Whether the other text is still reading a first block that this one needs too, and has not got."""
+    reading = running.read < len(running.text.ids) - 1 and running.lease.kept < (len(text.ids) - 1) // BLOCK
+    end = (running.lease.kept + 1) * BLOCK
+    return reading and end <= running.text.prompt_length and text.ids[:end] == running.text.ids[:end]
