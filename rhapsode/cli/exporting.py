@@ -27,6 +27,10 @@ def export(
     What was written is read again, by us and by the libraries that will read it where they are installed:
     transformers, llama-cpp-python. What a format cannot hold is refused before anything is written.
 
+        rhapsode export runs/mytext --out mymodel
+
+        rhapsode export runs/mytext --out mytext.gguf --format gguf --type q8_0
+
     Parameters
     ----------
     model: Path

@@ -24,7 +24,8 @@ def fill(
 ) -> None:
     """Fill the gaps in a text.
 
-    A gap is written as the model's mask token: <|mask|> for models made here, [MASK] for BERT's, <mask> for RoBERTa's.
+    A gap is written as the model's mask token: `<|mask|>` for models made here, `[MASK]` for BERT's, `<mask>` for
+    RoBERTa's.
     Each gap is one token, and is filled without knowing what the others are filled with.
 
         rhapsode fill runs/novels "The <|mask|> sat on the mat."

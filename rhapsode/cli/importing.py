@@ -10,6 +10,10 @@ def import_(source: Path, /, *, out: Path, tokenizer: Path | None = None, force:
 
     Writes a model folder in fp32, with the digests of what it came from, reads it again and compares.
 
+        rhapsode import model.gguf --out model
+
+        rhapsode import HuggingFaceTB/SmolLM2-135M --out smol
+
     Parameters
     ----------
     source: Path

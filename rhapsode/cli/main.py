@@ -102,6 +102,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
     try:
         app = application()
+        _, chain, _ = app.parse_commands(list(arguments))
+        for asked in chain[1:2]:
+            if asked.default_command is not None:
+                asked.help = None  # of one command the whole docstring is shown, not the line in the list
         command, bound, _ = app.parse_args(list(arguments))
         _refuse_unknown_options(app, bound, arguments)
         command(*bound.args, **bound.kwargs)

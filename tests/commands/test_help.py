@@ -31,6 +31,12 @@ def test_help(words: list[str], rhapsode: Rhapsode, monkeypatch: pytest.MonkeyPa
         )
 
 
+@pytest.mark.parametrize("name", ["fill", "translate", "embed", "similar", "import", "export"])
+def test_examples_are_shown_each_on_a_line(name: str, rhapsode: Rhapsode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert re.search(rf"^ *rhapsode {name} \S", rhapsode(name, "--help").out, re.MULTILINE)
+
+
 def test_every_setting_of_training_is_a_flag_and_explained(rhapsode: Rhapsode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     output = rhapsode("train", "--help").out
