@@ -22,6 +22,8 @@ def analogy(
 
     The words nearest to king - man + woman, these three aside (3CosAdd, Mikolov et al. 2013).
 
+        rhapsode analogy king man woman --model vectors.txt
+
     Parameters
     ----------
     word: str

@@ -41,6 +41,8 @@ def chat(
     A model tuned for chat answers through its template. Any other continues the text: what you type and what it writes
     become one text, and an empty line lets it go on. /help lists what you can do besides.
 
+        rhapsode chat runs/mytext --temperature 0.7
+
     Parameters
     ----------
     model: Path

@@ -33,6 +33,8 @@ def corpus(
     Text becomes UTF-8 in Unicode NFC with newlines as line ends. Documents that occur twice are kept once, empty ones
     are dropped, and the table at the end says what was read, what was dropped and why.
 
+        rhapsode corpus books/ letters.zip --out corpus
+
     Parameters
     ----------
     texts

@@ -15,6 +15,8 @@ def demo(*, minutes: float = 3, out: Path = Path("runs/demo")) -> None:
 
     Writes a run folder with the model and its report, prints text sampled at three temperatures and what to type next.
 
+        rhapsode demo
+
     Parameters
     ----------
     minutes: float

@@ -34,6 +34,8 @@ def evaluate(
     least context - stride tokens before it. Bits per byte compare models of different tokenizers; nats per token and
     perplexity do not.
 
+        rhapsode evaluate runs/mytext other.txt
+
     Parameters
     ----------
     model: Path

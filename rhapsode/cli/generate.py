@@ -41,6 +41,8 @@ def generate(
 
     Writes the prompt and what follows it to standard output as it comes, and why it ended to standard error.
 
+        rhapsode generate runs/mytext "Once upon a time" --style creative --count 3
+
     Parameters
     ----------
     model: Path

@@ -30,6 +30,8 @@ def next_token(
     A full bar is a probability of 1. Temperature T turns the probability p of each token into p^(1/T), scaled to sum
     to one; 0 leaves only the most likely token.
 
+        rhapsode next runs/mytext "The cat sat on the" --temperature 0.1 1 2
+
     Parameters
     ----------
     model: Path

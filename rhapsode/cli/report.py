@@ -8,6 +8,8 @@ from pathlib import Path
 def report(run: Path, /) -> None:
     """Make RUN/report.html, one page without any network, from the run's records.
 
+        rhapsode report runs/mytext
+
     Parameters
     ----------
     run: Path

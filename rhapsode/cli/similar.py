@@ -27,6 +27,8 @@ def similar(
 
     Near is a small angle: similarity is its cosine, and a full bar is 1, the same direction.
 
+        rhapsode similar king --model runs/novels
+
     Parameters
     ----------
     word: str

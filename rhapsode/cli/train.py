@@ -66,6 +66,10 @@ def train(
     Measures this machine and the text, chooses tokenizer, size and schedule, says why, and trains. The run can be
     interrupted at any moment and goes on with --resume.
 
+        rhapsode train mytext.txt --minutes 10
+
+        rhapsode train --resume --out runs/mytext
+
     Parameters
     ----------
     texts: str

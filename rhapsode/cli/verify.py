@@ -10,6 +10,8 @@ def verify(folder: Path, /) -> None:
 
     Every byte is read: digests are compared, shapes and settings checked. Exits with 2 when something is damaged.
 
+        rhapsode verify runs/mytext
+
     Parameters
     ----------
     folder: Path
