@@ -127,3 +127,16 @@ def peak_flops(on: torch.device, seconds: float = 0.3) -> float:
             out[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+def memory_bandwidth(on: torch.device, seconds: float = 0.5) -> float:
+    """Bytes that are read from memory in a second, by all threads, measured now: the best of several sums."""
+    import torch
+
+    numbers = torch.ones(1 << 26, device=on)  # 256 MB, more than any cache
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        numbers.sum().item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return numbers.numel() * numbers.element_size() / best
