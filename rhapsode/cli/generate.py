@@ -34,6 +34,7 @@ def generate(
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 1,
     device: str = "auto",
+    speculate: str | None = None,
     style: Annotated[Style | None, Parameter(group=SAMPLING)] = None,
     sampling: Annotated[Sampling, Parameter(name="*", group=SAMPLING)] = Sampling(),  # noqa: B008  # frozen
 ) -> None:
@@ -55,6 +56,9 @@ def generate(
         Write so many texts, from this seed and those after it.
     device: str
         auto, cpu, cuda or mps.
+    speculate: str
+        Guess tokens and read several at once, for the same text sooner: prompt guesses what stood there before, a
+        smaller model with the same tokenizer guesses what it would write.
     style: Style
         Values that go well together, for what their name says; flags beside it are stronger.
     """
@@ -73,6 +77,8 @@ def generate(
     text = _standard_input() if text == "-" else text
     prepare(device)
     language_model = load(model, device)
+    if speculate:
+        language_model.speculate("prompt" if speculate == "prompt" else load(speculate, device))
     samplings = [replace(sampling, seed=sampling.seed + number) for number in range(count)]
     start = time.monotonic()
     last = _show(text, language_model.stream_several(text, samplings), samplings)
@@ -80,7 +86,9 @@ def generate(
     for row, (tokens, reason) in enumerate(last):
         why = REASONS[reason].format(sampling=sampling, config=language_model.config)
         note(f"{f'seed {samplings[row].seed}: ' if count > 1 else ''}{tokens} tokens, {why}")
-    note(f"{rate:.0f} tokens/s")
+    engine = language_model.engine()
+    right = f", {engine.accepted} of {engine.guessed} guesses right" if speculate else ""
+    note(f"{rate:.0f} tokens/s{right}")
     again = quote(text) if len(text) < LONGEST_HINT else "PROMPT"
     note(f"next: rhapsode generate {quote(str(model))} {again} --seed {sampling.seed + count}")
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from rhapsode.base.errors import InputError, RhapsodeError
 from rhapsode.inference.block_pool import BlockPool, Lease
+from rhapsode.inference.matching import Constraints, Matcher
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.speculation import Speculation
 from rhapsode.inference.step import Reading, Step
@@ -32,6 +33,10 @@ PROMPT_TOKENS = 256
 
 FIRST_GUESSES, MOST_GUESSES = 4, 16
 """Tokens guessed for a text at once: twice as many after all were right, half after none was."""
+
+
+MOST_ENDS = 4
+"""Sets of tokens that end texts, for which what holds texts to a form is kept ready."""
 
 
 class QueueFullError(RhapsodeError):
@@ -83,6 +88,9 @@ class Engine:
         context_length: tokens that the model can read.
         speculation: makes guesses for texts; None for none.
         longest_queue: texts that may wait; None for any number.
+
+    Attributes:
+        guessed: tokens that speculation proposed for all texts so far, and `accepted`, how many of them were drawn.
     """
 
     def __init__(
@@ -97,6 +105,8 @@ class Engine:
         self._step, self._tokenizer, self.context_length = step, tokenizer, context_length
         self.speculation, self.longest_queue = speculation, longest_queue
         self.pool = BlockPool(step.blocks)
+        self.guessed = self.accepted = 0
+        self._constraints: dict[frozenset[int], Constraints] = {}
         self._queue: deque[tuple[Request, Text]] = deque()
         self._running: list[_Running] = []
 
@@ -123,11 +133,12 @@ class Engine:
             log_probabilities: as `Request.log_probabilities`.
 
         Raises:
-            InputError: the prompt is empty or too long, the cache is too small for the text, or a token is unknown.
+            InputError: the prompt is empty or too long, the cache is too small for the text, a token is unknown, or
+                the text cannot be held to what it shall be.
             QueueFullError: too many wait already.
         """
         texts = [
-            Text(row, prompt, sampling, self._tokenizer, end_ids, self.context_length)
+            Text(row, prompt, sampling, self._tokenizer, end_ids, self.context_length, self._matcher(sampling, end_ids))
             for row, sampling in enumerate(samplings)
         ]
         for text in texts:
@@ -141,6 +152,19 @@ class Engine:
         request = Request(texts, deadline, log_probabilities)
         self._queue.extend((request, text) for text in texts)
         return request
+
+    def _matcher(self, sampling: Sampling, end_ids: Collection[int]) -> Matcher | None:
+        """What follows a text that must be of some form."""
+        constraint = sampling.constraint
+        if constraint is None:
+            return None
+        stops = (self._tokenizer.token_to_id(name) for name in sampling.stop_tokens)
+        ends = frozenset((*end_ids, *(id for id in stops if id is not None)))
+        if ends not in self._constraints:
+            self._constraints[ends] = Constraints(self._tokenizer, sorted(ends))
+            if len(self._constraints) > MOST_ENDS:
+                del self._constraints[next(iter(self._constraints))]
+        return self._constraints[ends].matcher(constraint)
 
     def cancel(self, request: Request) -> None:
         """Stop writing what a request asked for; its blocks are free at once."""
@@ -226,8 +250,9 @@ class Engine:
                 break
             right += 1
         running.read += right
-        request.guessed += len(guesses)
-        request.accepted += right
+        for counted in (request, self):
+            counted.guessed += len(guesses)
+            counted.accepted += right
         if guesses and right in (0, len(guesses)):
             running.most_guesses = max(1, running.most_guesses // 2) if right == 0 else min(2 * right, MOST_GUESSES)
         self.pool.keep(running.lease, text.ids[: running.read])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
+from rhapsode.inference.speculation import DraftModel, PromptLookup, Speculation
 from rhapsode.inference.step import TorchStep, room_for_blocks
 from rhapsode.inference.text import FinishReason, Piece, check_prompt
 from rhapsode.inference.translation import Translation, folder_search, translate
@@ -121,6 +122,7 @@ class LanguageModel:
         self.end_ids = frozenset((*own, *end_ids))
         self._engine: Engine | None = None
         self._engine_weights = 0
+        self._speculation: Speculation | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -217,9 +219,29 @@ class LanguageModel:
         weights = sum(weight._version for weight in model.parameters())  # grows when one is changed in place
         if self._engine is None or weights != self._engine_weights:
             step = TorchStep(model, room_for_blocks(model))
-            self._engine = Engine(step, self.tokenizer, model.config.context_length)
+            context = model.config.context_length
+            self._engine = Engine(step, self.tokenizer, context, speculation=self._speculation)
             self._engine_weights = weights
         return self._engine
+
+    def speculate(self, by: LanguageModel | Literal["prompt"] | None) -> None:
+        """Guess tokens, and read several at once where that is faster; what is written stays the same.
+
+        Args:
+            by: "prompt" guesses what followed the last tokens before; a smaller model guesses what it would write;
+                None guesses nothing.
+
+        Raises:
+            MismatchError: the smaller model has another tokenizer.
+        """
+        if isinstance(by, LanguageModel) and by.tokenizer.definition != self.tokenizer.definition:
+            raise MismatchError(
+                "its tokenizer is another one",
+                where=by.where,
+                todo="A draft model must have the model's own tokenizer.",
+            )
+        speculation = DraftModel(by.decoder()) if isinstance(by, LanguageModel) else PromptLookup() if by else None
+        self._speculation = self.engine().speculation = speculation
 
     def generate(self, prompt: str, sampling: Sampling | None = None, **settings: Any) -> Generation:
         """Continue a prompt; arguments and errors as `stream`."""

@@ -20,16 +20,18 @@ What is left after each step is scaled to sum to one.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import numpy as np
 
 from rhapsode.base.errors import InputError, NotFiniteError
 from rhapsode.base.random import generator
 from rhapsode.base.settings import Range
+from rhapsode.inference.constraint import Constraint, Kind
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class Sampling:
     """Added to the logits of tokens; each is named by its id, written in digits."""
     banned_tokens: tuple[str, ...] = ()
     """Tokens that are never written, named as in the vocabulary."""
+    json_schema: str | None = None
+    """The text is JSON that this schema allows."""
+    regex: str | None = None
+    """The text matches this regular expression, from its first character to its last."""
+    grammar: str | None = None
+    """The text is a sentence of this grammar, in Lark's form."""
+    choice: tuple[str, ...] = ()
+    """The text is one of these."""
     seed: Annotated[int, Range(0)] = 0
     """The same seed, prompt and settings give the same text."""
     max_new_tokens: Annotated[int, Range(1)] = 256
@@ -80,8 +90,23 @@ class Sampling:
         for id in self.logit_bias:
             if not (id.isascii() and id.isdigit()):
                 raise InputError(f"{id!r} is not the id of a token, in digits", where="logit_bias")
+        limits = [
+            name for name in ("json_schema", "regex", "grammar", "choice") if getattr(self, name) not in (None, ())
+        ]
+        if len(limits) > 1:
+            raise InputError("a text can be held to one of them only", where=" and ".join(limits))
         if "" in self.stop:
             raise InputError("an empty string stops every text", where="stop")
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text must be; None for anything."""
+        kinds: tuple[Kind, ...] = get_args(Kind)
+        for kind in kinds:
+            value = getattr(self, kind)
+            if value not in (None, ()):
+                return Constraint(kind, json.dumps(value) if kind == "choice" else value)
+        return None
 
 
 def distribution(

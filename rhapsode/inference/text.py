@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 
 from rhapsode.base.errors import InputError, nearest
+from rhapsode.inference.matching import Matcher
 from rhapsode.inference.sampling import Sampling, distribution, draw
 from rhapsode.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "context", "end of text"]
-"""A stop string or stop token; max_new_tokens; the model's context is full; the model ended the text."""
+"""A stop string or stop token, or a text held to a form is complete; max_new_tokens; the model's context is full; the
+model ended the text."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Text:
         prompt: ids, at least one, at most the context.
         end_ids: ids with which the model ends a text.
         context_length: tokens that the model can read.
+        matcher: says what the text may be; None for anything.
 
     Attributes:
         ids: the prompt and what was written.
@@ -82,6 +85,7 @@ class Text:
         tokenizer: Tokenizer,
         end_ids: Collection[int],
         context_length: int,
+        matcher: Matcher | None = None,
     ) -> None:
         check_prompt(prompt, context_length)
         self.row, self.sampling, self.end_ids, self.context_length = row, sampling, end_ids, context_length
@@ -90,10 +94,11 @@ class Text:
         self.vocabulary_size = tokenizer.vocabulary_size
         self.stop_ids = {_token_id(tokenizer, name, "stop_tokens") for name in sampling.stop_tokens}
         banned = [_token_id(tokenizer, name, "banned_tokens") for name in sampling.banned_tokens]
-        self.allowed: np.ndarray | None = None
+        self.matcher = matcher
+        self._not_banned: np.ndarray | None = None
         if banned:
-            self.allowed = np.ones(self.vocabulary_size, dtype=bool)
-            self.allowed[banned] = False
+            self._not_banned = np.ones(self.vocabulary_size, dtype=bool)
+            self._not_banned[banned] = False
         self.stops = StopStrings(sampling.stop)
         self.decoder = StreamDecoder(tokenizer)
         for id in prompt:  # some tokens read otherwise at the beginning of a text
@@ -106,14 +111,22 @@ class Text:
         return min(self.context_length + 1, self.prompt_length + self.sampling.max_new_tokens)
 
     def draw(self, logits: np.ndarray, ids: Sequence[int] | None = None) -> int:
-        """The token after `ids` (those of the text, unless given), given its logits (rows, at least the vocabulary)."""
+        """The token after `ids`, given its logits (rows, at least the vocabulary).
+
+        Args:
+            ids: those of the text, unless given: a guess, of which nobody knows whether it may stand there.
+        """
+        allowed = self._not_banned
+        if ids is None and self.matcher is not None:
+            possible = self.matcher.allowed(self.vocabulary_size)
+            allowed = possible if allowed is None else possible & allowed
         ids = self.ids if ids is None else ids
         probabilities = distribution(
             logits[: self.vocabulary_size],
             self.sampling,
             ids,
             prompt_length=self.prompt_length,
-            allowed=self.allowed,
+            allowed=allowed,
         )
         return draw(probabilities, self.sampling.seed, len(ids))
 
@@ -125,7 +138,11 @@ class Text:
             reason = "end of text"
         elif token in self.stop_ids:
             reason = "stop"
-        text = "" if reason else self.decoder.push(token)
+        elif self.matcher is not None:
+            self.matcher.push(token)
+            reason = "stop" if self.matcher.complete else None
+        ended = token in self.end_ids or token in self.stop_ids
+        text = "" if ended else self.decoder.push(token)
         if reason is None and len(self.ids) - self.prompt_length == self.sampling.max_new_tokens:
             reason = "length"
         elif reason is None and len(self.ids) > self.context_length:  # the last token cannot be read

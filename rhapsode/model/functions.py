@@ -1,6 +1,7 @@
 """Norm, rotation, gate and loss with backward passes of their own, because autograd's make several times the traffic.
 
-Each is the textbook formula in the forward direction; the tests compare values and gradients with autograd's.
+Each is the textbook formula in the forward direction; the tests compare values and gradients with autograd's. Where no
+gradient is wanted the formula stands alone: a model that writes one token at a time feels what autograd would set up.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def _normed(x: Tensor, gain: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x^2) + epsilon) * gain, and what it was divided by, inverted (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
+    inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon))
+    return (x * inverse).mul_(gain), inverse
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
-        size = x.shape[-1]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
-        inverse = torch.rsqrt(norm.square_().div_(size).add_(epsilon))
+        normed, inverse = _normed(x, gain, epsilon)
         ctx.save_for_backward(x, gain, inverse)
-        return (x * inverse).mul_(gain)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -37,6 +43,8 @@ class _RMSNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x^2) + epsilon) * gain over the last axis (Zhang and Sennrich 2019)."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return _normed(x, gain, epsilon)[0]
         return _RMSNorm.apply(x, gain, epsilon)  # type: ignore[no-any-return, no-untyped-call]
     return F.rms_norm(x, (x.shape[-1],), gain, epsilon)
 
@@ -77,6 +85,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         pairs = cosine.shape[-1]
         first, second, rest = torch.split(x, [pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
+    if not torch.is_grad_enabled():
+        return _rotated(x, cosine, sine, 1)
     return _Rotate.apply(x, cosine, sine)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -97,7 +107,7 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020, "GLU variants improve transformer")."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.silu(gate) * up
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
