@@ -1,0 +1,1 @@
+"""HTTP in the OpenAI dialect, over the engine."""
