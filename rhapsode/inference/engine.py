@@ -10,6 +10,7 @@ prompts that wait, at most so much that nobody is held up. Beginnings that texts
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -81,7 +82,7 @@ class _Running:
 
 
 class Engine:
-    """Writes texts; not to be used by two threads at once.
+    """Writes texts. Several threads may ask at once; whoever waits for pieces computes the next step for all.
 
     Args:
         step: computes the logits.
@@ -109,6 +110,7 @@ class Engine:
         self._constraints: dict[frozenset[int], Constraints] = {}
         self._queue: deque[tuple[Request, Text]] = deque()
         self._running: list[_Running] = []
+        self._lock = threading.RLock()
 
     @property
     def idle(self) -> bool:
@@ -137,21 +139,30 @@ class Engine:
                 the text cannot be held to what it shall be.
             QueueFullError: too many wait already.
         """
-        texts = [
-            Text(row, prompt, sampling, self._tokenizer, end_ids, self.context_length, self._matcher(sampling, end_ids))
-            for row, sampling in enumerate(samplings)
-        ]
-        for text in texts:
-            if -(-(text.longest - 1) // BLOCK) > self.pool.count:
-                raise InputError(
-                    f"a text of {text.longest} tokens is longer than the cache of {self.pool.count * BLOCK}",
-                    todo="Ask for fewer new tokens.",
+        with self._lock:
+            texts = [
+                Text(
+                    row,
+                    prompt,
+                    sampling,
+                    self._tokenizer,
+                    end_ids,
+                    self.context_length,
+                    self._matcher(sampling, end_ids),
                 )
-        if self.longest_queue is not None and len(self._queue) + len(texts) > self.longest_queue:
-            raise QueueFullError(f"{len(self._queue)} texts are waiting already", todo="Try again later.")
-        request = Request(texts, deadline, log_probabilities)
-        self._queue.extend((request, text) for text in texts)
-        return request
+                for row, sampling in enumerate(samplings)
+            ]
+            for text in texts:
+                if -(-(text.longest - 1) // BLOCK) > self.pool.count:
+                    raise InputError(
+                        f"a text of {text.longest} tokens is longer than the cache of {self.pool.count * BLOCK}",
+                        todo="Ask for fewer new tokens.",
+                    )
+            if self.longest_queue is not None and len(self._queue) + len(texts) > self.longest_queue:
+                raise QueueFullError(f"{len(self._queue)} texts are waiting already", todo="Try again later.")
+            request = Request(texts, deadline, log_probabilities)
+            self._queue.extend((request, text) for text in texts)
+            return request
 
     def _matcher(self, sampling: Sampling, end_ids: Collection[int]) -> Matcher | None:
         """What follows a text that must be of some form."""
@@ -168,9 +179,10 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """Stop writing what a request asked for; its blocks are free at once."""
-        self._queue = deque((other, text) for other, text in self._queue if other is not request)
-        for running in [running for running in self._running if running.request is request]:
-            self._end(running)
+        with self._lock:
+            self._queue = deque((other, text) for other, text in self._queue if other is not request)
+            for running in [running for running in self._running if running.request is request]:
+                self._end(running)
 
     def pieces(self, request: Request) -> Iterator[Piece]:
         """The pieces of a request as they are written, computing steps while there is none. Who stops, cancels.
@@ -180,11 +192,13 @@ class Engine:
         """
         try:
             while True:
+                with self._lock:  # not in the middle of a step: its last piece may not be there yet
+                    finished = request.finished
                 while request.waiting:
                     yield request.waiting.popleft()
                 if request.error is not None:
                     raise request.error
-                if request.finished:
+                if finished:
                     return
                 self.step()
         finally:
@@ -192,19 +206,20 @@ class Engine:
 
     def step(self) -> None:
         """Compute one step: the pieces written are in `waiting` of their requests."""
-        self._give_up_what_is_late()
-        self._admit()
-        readings, chosen = self._plan()
-        if not readings:
-            return
-        for running, reading, logits in zip(chosen, readings, self._step(readings), strict=True):
-            if running.request.error is not None:  # a text beside it in the same request has failed just now
-                continue
-            running.read += len(reading.ids) - len(running.guesses)
-            if reading.wanted:
-                self._write(running, logits)
-            else:
-                self.pool.keep(running.lease, running.text.ids[: running.read])
+        with self._lock:
+            self._give_up_what_is_late()
+            self._admit()
+            readings, chosen = self._plan()
+            if not readings:
+                return
+            for running, reading, logits in zip(chosen, readings, self._step(readings), strict=True):
+                if running.request.error is not None:  # a text beside it in the same request has failed just now
+                    continue
+                running.read += len(reading.ids) - len(running.guesses)
+                if reading.wanted:
+                    self._write(running, logits)
+                else:
+                    self.pool.keep(running.lease, running.text.ids[: running.read])
 
     def _plan(self) -> tuple[list[Reading], list[_Running]]:
         """What is read in this step, and for whom: first those that write, then prompts in the order they came."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,14 @@ def test_who_goes_away_is_forgotten_and_nobody_else(by_byte_pairs: LanguageModel
     engine.cancel(goes)
     assert written(engine, stays, waits) == expected
     assert len(goes.waiting) <= 2 * 3 and engine.pool.held == 0
+
+
+def test_several_threads_may_ask_at_once(by_byte_pairs: LanguageModel) -> None:
+    samplings = [Sampling(seed=seed, max_new_tokens=25, temperature=1.0) for seed in range(12)]
+    alone = [by_byte_pairs.generate("You are", sampling) for sampling in samplings]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda sampling: by_byte_pairs.generate("You are", sampling), samplings))
+    assert together == alone and by_byte_pairs.engine().pool.held == 0
 
 
 def test_leaving_the_pieces_cancels(by_byte_pairs: LanguageModel) -> None:
