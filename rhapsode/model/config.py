@@ -337,9 +337,11 @@ class ModelConfig:
         """Arithmetic of forward and backward for one token: 6 per matrix parameter, and the causal half of attention.
 
         Chowdhery et al. 2022 (PaLM), appendix B; attention there is counted in full, here only what is not masked.
+        Of an encoder-decoder each token, of the one text or the other, goes through one of two towers.
         """
         context = context_length or self.context_length
-        return 6.0 * self.matrix_parameters + 6.0 * self.layers * self.heads * self.head_dim * context
+        share = 0.5 if self.kind == "encoder-decoder" else 1.0
+        return 6.0 * share * (self.matrix_parameters + self.layers * self.heads * self.head_dim * context)
 
 
 def _check_size(field: str, value: int) -> None:

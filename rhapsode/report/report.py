@@ -117,7 +117,7 @@ def _contents(records: Records) -> dict[str, Any]:
             {"title": "Learning rate", "svg": over_steps(records, "learning_rate", smooth=False)},
             {"title": "Gradient norm", "svg": over_steps(records, "gradient_norm"), "note": "before clipping"},
         ),
-        "samples": _samples(records.samples),
+        "samples": _samples(records.samples, str(records.settings.get("kind") or "decoder")),
         "events": [
             {"step": _whole(event.get("step")), "kind": event["kind"], "message": _message(event)}
             for event in records.events
@@ -189,8 +189,8 @@ def _facts(records: Records) -> list[dict[str, Any]]:
     return facts
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The samples of the first, the middle and the last step that has any."""
+def _samples(samples: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, str]]:
+    """The samples of the first, the middle and the last step that has any. Only a decoder's goes on from its prompt."""
     steps = list(dict.fromkeys(sample.get("step") for sample in samples))
     chosen = list(dict.fromkeys([*steps[:1], *steps[len(steps) // 2 :][:1], *steps[-1:]]))
     names = {1: ["At the end"], 2: ["At first", "At the end"]}.get(len(chosen), ["At first", "Half-way", "At the end"])
@@ -206,7 +206,14 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             note.append(duration(seconds))
         if math.isfinite(temperature := number(sample.get("temperature"))):
             note.append(f"temperature {temperature:g}")
-        shown.append({"title": name, "note": " · ".join(note), "prompt": prompt, "text": text})
+        shown.append(
+            {
+                "title": name,
+                "note": " · ".join(note),
+                "prompt": prompt if kind == "decoder" else f"{prompt}\n\n",
+                "text": text,
+            }
+        )
     return shown
 
 

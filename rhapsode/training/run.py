@@ -180,7 +180,7 @@ def _carry_out(job: Job, started: float) -> TrainResult:
         },
         parameters=job.plan.config.parameters,
         flops_per_token=job.plan.config.training_flops_per_token(settings.context_length),
-        command=" ".join(Path(word).name if index == 0 else word for index, word in enumerate(sys.argv)),
+        command=" ".join((Path(sys.argv[0]).name.replace("__main__.py", "rhapsode"), *sys.argv[1:])),
         resumed_from=resumed_from,
     )
     trainer = Trainer(
