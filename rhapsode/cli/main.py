@@ -12,7 +12,8 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import BoundArguments
 from inspect import Parameter as Kind
 from typing import NoReturn
@@ -104,11 +105,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is told in one line on stderr."""
     try:
         app = application()
-        _, chain, _ = app.parse_commands(list(arguments))
-        for asked in chain[1:2]:
-            if asked.default_command is not None:
-                asked.help = None  # of one command the whole docstring is shown, not the line in the list
-        command, bound, _ = app.parse_args(list(arguments))
+        with _without_pydantic():
+            _, chain, _ = app.parse_commands(list(arguments))
+            for asked in chain[1:2]:
+                if asked.default_command is not None:
+                    asked.help = None  # of one command the whole docstring is shown, not the line in the list
+            command, bound, _ = app.parse_args(list(arguments))
         _refuse_unknown_options(app, bound, arguments)
         command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
@@ -132,6 +134,18 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _fault(error)
     return 0
+
+
+@contextmanager
+def _without_pydantic() -> Iterator[None]:
+    """cyclopts checks every value by pydantic's rules too where a program around us has imported it: as if it had not,
+    so that a command line means the same everywhere."""
+    hidden = sys.modules.pop("pydantic", None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            sys.modules["pydantic"] = hidden
 
 
 def _refuse_unknown_options(app: App, bound: BoundArguments, arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from rhapsode.model.block_cache import BlockReading
 from rhapsode.model.cache import KeyValueCache
 from rhapsode.model.config import ModelConfig, StackSizes
 from rhapsode.model.functions import rotate
-from rhapsode.model.layers import norm
+from rhapsode.model.layers import Linear, norm
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Attention(nn.Module):
         self.layer, self.memory, self.scale = layer, memory, config.scale(sizes)
         self.heads, self.kv_heads, self.head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
         query_size, key_size = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        self.query = nn.Linear(config.hidden_size, query_size, bias=config.query_bias)
-        self.key = nn.Linear(config.hidden_size, key_size, bias=config.query_bias)
-        self.value = nn.Linear(config.hidden_size, key_size, bias=config.query_bias)
-        self.output = nn.Linear(query_size, config.hidden_size, bias=config.output_bias)
+        self.query = Linear(config.hidden_size, query_size, bias=config.query_bias)
+        self.key = Linear(config.hidden_size, key_size, bias=config.query_bias)
+        self.value = Linear(config.hidden_size, key_size, bias=config.query_bias)
+        self.output = Linear(query_size, config.hidden_size, bias=config.output_bias)
         self.qk_norm = config.qk_norm
         if self.qk_norm != "none":
             self.query_norm = norm(config, sizes.head_dim if self.qk_norm == "head" else query_size)

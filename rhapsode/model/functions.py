@@ -112,6 +112,26 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
+FEW_ROWS = 64
+PARTS = 4
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b over the last axis, where weight is (out, in).
+
+    With few rows and no gradient, on a CPU, the matrix is multiplied in parts: torch reads it with one thread for one
+    row, and repacks it for a few (two rows: 4 to 9 GB/s of the 30 that there are), but a batch of products it shares
+    out and reads as it lies (docs/lab.md, 2026-11-25).
+    """
+    rows, out = x.numel() // x.shape[-1], weight.shape[0]
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
+    if plain or x.dtype != torch.float32 or not 0 < rows <= FEW_ROWS or out % PARTS or not weight.is_contiguous():
+        return F.linear(x, weight, bias)
+    columns = x.reshape(rows, -1).t().expand(PARTS, x.shape[-1], rows)
+    y = torch.bmm(weight.view(PARTS, out // PARTS, -1), columns).view(out, rows).t()  # (rows, out)
+    return (y.contiguous() if bias is None else y + bias).view(*x.shape[:-1], out)
+
+
 LOGITS_AT_ONCE = 2**22
 LEAST_ROWS = 256
 

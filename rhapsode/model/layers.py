@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rhapsode.model.config import Activation, ModelConfig
-from rhapsode.model.functions import linear_cross_entropy, rms_norm, swiglu
+from rhapsode.model.functions import linear, linear_cross_entropy, rms_norm, swiglu
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -18,6 +18,13 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+
+
+class Linear(nn.Linear):
+    """A matrix and a bias; `linear` in `functions` says what is different."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -53,8 +60,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.up = nn.Linear(config.hidden_size, width, bias=config.feed_forward_bias)
-        self.down = nn.Linear(width, config.hidden_size, bias=config.feed_forward_bias)
+        self.up = Linear(config.hidden_size, width, bias=config.feed_forward_bias)
+        self.down = Linear(width, config.hidden_size, bias=config.feed_forward_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
@@ -66,9 +73,9 @@ class GatedFeedForward(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.hidden_size, width, bias=config.feed_forward_bias)
-        self.up = nn.Linear(config.hidden_size, width, bias=config.feed_forward_bias)
-        self.down = nn.Linear(width, config.hidden_size, bias=config.feed_forward_bias)
+        self.gate = Linear(config.hidden_size, width, bias=config.feed_forward_bias)
+        self.up = Linear(config.hidden_size, width, bias=config.feed_forward_bias)
+        self.down = Linear(width, config.hidden_size, bias=config.feed_forward_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate(x), self.up(x)
@@ -83,7 +90,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         assert config.experts is not None
         self.chosen, self.normalised = config.experts.chosen, config.experts.normalised
-        self.router = nn.Linear(config.hidden_size, config.experts.count, bias=False)
+        self.router = Linear(config.hidden_size, config.experts.count, bias=False)
         self.experts = nn.ModuleList(
             GatedFeedForward(config, config.experts.intermediate_size) for _ in range(config.experts.count)
         )
@@ -121,7 +128,7 @@ class Head(nn.Module):
         self.scale = config.head_scale
         self.activation = ACTIVATIONS[config.head_activation]
         if config.head_transform:
-            self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.head_transform_bias)
+            self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.head_transform_bias)
             self.norm = norm(config)
         self.weight = embedding.weight
         if not config.tied_embeddings:
@@ -133,7 +140,7 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary) of hidden states (..., hidden)."""
-        return F.linear(self._transformed(hidden), self.weight, self.bias)
+        return linear(self._transformed(hidden), self.weight, self.bias)
 
     def loss(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The sum of -ln p(target) over targets (tokens,), given hidden states (tokens, hidden), in nats."""

@@ -185,3 +185,9 @@ def test_any_character_reaches_a_pipe() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=False)
     assert done.returncode == 2
     assert "ž\\udcff🦙" in done.stderr.decode("utf-8")
+
+
+def test_a_program_that_uses_pydantic_reads_command_lines_alike() -> None:
+    program = "import pydantic; from rhapsode.cli.main import run; run(['train', 'missing.txt', '--dry-run'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "missing.txt" in done.stderr and "pydantic" not in done.stderr

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from rhapsode.model.config import Rope
-from rhapsode.model.functions import linear_cross_entropy, rms_norm, rotate, rows_at_once, swiglu
+from rhapsode.model.functions import linear, linear_cross_entropy, rms_norm, rotate, rows_at_once, swiglu
 from rhapsode.model.positions import rotary_angles
 
 EPSILON = 1e-3  # large enough to matter
@@ -59,6 +60,20 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def test_rms_norm(leading: list[int], size: int, scale: float, seed: int) -> None:
     x, gain = noise(*leading, size, seed=seed) * scale + 0.3, 1 + 0.5 * noise(size, seed=seed + 1)
     assert_same_values_and_gradients(lambda x, gain: rms_norm(x, gain, EPSILON), plain_rms_norm, [x, gain])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, 9), max_size=2), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99)
+)
+def test_linear_of_few_rows(leading: list[int], size: int, out: int, biased: bool, seed: int) -> None:
+    x, weight = noise(*leading, size, seed=seed), noise(out, size, seed=seed + 1)
+    bias = noise(out, seed=seed + 2) if biased else None
+    with torch.no_grad():
+        got = linear(x, weight, bias)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert got.shape == expected.shape and got.is_contiguous()
+    torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_rms_norm_of_strided_input_and_gradient() -> None:
