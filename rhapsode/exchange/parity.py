@@ -337,7 +337,10 @@ class LlamaCpp:
         import llama_cpp
 
         llama_cpp.llama_log_set(_silence(), None)  # what it says of small contexts would stand in our table
-        exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # else of 16 bits
+        exact: dict[str, Any] = {
+            "type_k": llama_cpp.GGML_TYPE_F32,
+            "type_v": llama_cpp.GGML_TYPE_F32,
+        }  # else of 16 bits
         self.model: Any = llama_cpp.Llama(
             str(path), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0, **exact
         )
