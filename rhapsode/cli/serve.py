@@ -42,8 +42,8 @@ def serve(
     Parameters
     ----------
     models: Path
-        Model folders, runs, GGUF files, each served under its name. The first is loaded at once, the others when they are
-        asked for.
+        Model folders, runs, GGUF files, each served under its name. The first is loaded at once, the others when they
+        are asked for.
     host: str
         The address to listen on.
     port: int
