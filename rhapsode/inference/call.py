@@ -9,7 +9,8 @@ from typing import Any
 
 from rhapsode.base.errors import InputError, shown
 
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+LONGEST_NAME = 64
+NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{LONGEST_NAME}}}")
 
 
 def _no_parameters() -> dict[str, Any]:

@@ -160,7 +160,7 @@ class ChatTemplate:
         """How the template wants to be given calls; None when it writes none.
 
         Found by trying. Of the shapes in which it writes a call, the one in which it writes the least besides:
-        `null` as content may come out as a word.
+        `null` as content may come out as a word, and arguments of the other kind with every quote escaped.
         """
         call = Call(PROBE.name, PROBE_ARGUMENTS, "qvprobe01")
         found: list[tuple[int, CallShape]] = []
@@ -174,9 +174,7 @@ class ChatTemplate:
                     continue
                 if any(PROBE.name in text[:start] for start, _ in json_spans(text, call.value())):
                     found.append((len(text), shape))
-            if found:
-                return min(found, key=lambda each: each[0])[1]
-        return None
+        return min(found, key=lambda each: each[0])[1] if found else None
 
     @cached_property
     def writes_text_beside_calls(self) -> bool:
