@@ -43,7 +43,7 @@ def shaping(asked: Shaped, *names: str) -> dict[str, Any]:
     values = {name: getattr(asked, name) for name in (*SHAPING, *names)}
     style = STYLES[asked.style] if asked.style is not None else {}
     values |= {name: value for name, value in style.items() if name in values and name not in asked.model_fields_set}
-    return values | {"logit_bias": {id: float(value) for id, value in (asked.logit_bias or {}).items()}}
+    return values | {"logit_bias": asked.logit_bias or {}}
 
 
 def samplings_of(asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
