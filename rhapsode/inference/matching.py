@@ -52,9 +52,10 @@ def grammar_of(constraint: Constraint) -> str:
     if not isinstance(value, dict | bool):
         raise InputError(f"{shown(value)} is not a schema, which is an object", where=constraint.kind)
     # As json.dumps has it: where any space may stand, small models write nothing but spaces.
-    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     try:
-        return LLMatcher.grammar_from_json_schema(constraint.source, overrides=spaces)
+        return LLMatcher.grammar_from_json_schema(
+            constraint.source, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        )
     except ValueError as error:  # Python's reader knows deeper nesting and larger numbers
         raise InputError(f"cannot be held to: {error}", where=constraint.kind) from None
 
