@@ -64,6 +64,8 @@ class CallForm:
     """Control tokens with which the template ends the assistant's turn, with calls or without."""
     control: frozenset[str]
     """All names of control tokens."""
+    spaced: bool
+    """Whether a space may stand after a control token: some tokenizers put one before every text."""
 
     @classmethod
     def of(cls, template: ChatTemplate) -> CallForm:
@@ -126,7 +128,17 @@ class _Probes:
         stops = [next((atom for atom in part if atom in self.control), None) for part in (stop, after_text)]
         named = tuple(dict.fromkeys(name for name in stops if name is not None))
         style = _style(str(found[0]), self.calls[0].value())
-        return CallForm(lead, middle, end, between, close, trigger, anchored, style, named, self.control)
+        return CallForm(
+            lead, middle, end, between, close, trigger, anchored, style, named, self.control, self._spaced()
+        )
+
+    def _spaced(self) -> bool:
+        tokenizer = self.template.model.tokenizer
+        for id in list(tokenizer.special_tokens.values())[:1]:
+            alone, before_text = ([id], [id, *tokenizer.encode("[")])
+            one, other = (tokenizer.decode(ids, skip_special=False) for ids in (alone, before_text))
+            return other.removeprefix(one).startswith(" ")
+        return False
 
     def _render(self, message: dict[str, Any] | None) -> str | None:
         turns = [{"role": "user", "content": "qv"}, *([message] if message else [])]

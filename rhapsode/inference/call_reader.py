@@ -23,10 +23,10 @@ class ToolReader:
 
     def __init__(self, form: CallForm) -> None:
         self._form = form
-        self._lead, self._middle, self._end, self._close = map(
-            _spellings, (form.lead, form.middle, form.end, form.close)
+        self._lead, self._middle, self._end, self._close = (
+            _spellings(segment, form) for segment in (form.lead, form.middle, form.end, form.close)
         )
-        self._between = [] if form.between is None else _spellings(form.between)
+        self._between = [] if form.between is None else _spellings(form.between, form)
         self._trigger = "".join(form.trigger)
         self._step: Callable[[], bool] = self._text
         self._held = ""  # what is not decided yet
@@ -181,9 +181,13 @@ class _ObjectEnd:
         return None
 
 
-def _spellings(segment: Segment) -> list[str]:
+def _spellings(segment: Segment, form: CallForm) -> list[str]:
     """The strings that a part of the form may be; an id that is a field of its own may be left out."""
-    ways = ([atom, ""] if ID in atom and not atom.startswith(ID) else [atom] for atom in segment)
+    ways: list[list[str]] = []
+    for atom in segment:
+        spaced = form.spaced and atom in form.control
+        optional = ID in atom and not atom.startswith(ID)
+        ways.append([atom, *([f"{atom} "] if spaced else []), *([""] if optional else [])])
     return ["".join(way) for way in product(*ways)]
 
 
