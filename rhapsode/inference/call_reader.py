@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import product
 
 from rhapsode.inference.call import LONGEST_NAME, NAME, Call
-from rhapsode.inference.call_form import ID, CallForm, Segment
+from rhapsode.inference.call_form import ID, NUMBER, CallForm, Segment
 
 SPACE = " \t\r\n"
 NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
@@ -196,13 +196,19 @@ def _match(text: str, spellings: list[str]) -> tuple[int | None, bool]:
     size: int | None = None
     open = False
     for spelling in spellings:
-        pairs = zip(text, spelling, strict=False)
-        if all(a == b or (b == ID and a.isascii() and a.isalnum()) for a, b in pairs):
+        if all(map(_is, text, spelling)):
             if len(text) < len(spelling):
                 open = True
             elif size is None or len(spelling) > size:
                 size = len(spelling)
     return size, open
+
+
+def _is(letter: str, expected: str) -> bool:
+    """Whether a letter is the one that the form has here."""
+    if expected in (ID, NUMBER):
+        return letter.isascii() and (letter.isalnum() if expected == ID else letter.isdigit())
+    return letter == expected
 
 
 def _overlap(text: str, word: str) -> int:

@@ -20,7 +20,7 @@ from llguidance import LLMatcher
 
 from rhapsode.base.errors import InputError, nearest
 from rhapsode.inference.call import Tool
-from rhapsode.inference.call_form import ID, CallForm
+from rhapsode.inference.call_form import ID, NUMBER, CallForm
 from rhapsode.inference.call_reader import ToolReader
 from rhapsode.inference.chat import ChatTemplate
 from rhapsode.inference.matching import LIMITS, LONGEST
@@ -152,13 +152,15 @@ class ToolFormat:
         parts: list[str] = []
         letters = ""
         for atom in (*segment, ""):
-            if len(atom) == 1 and atom != ID and atom not in self.form.control:
+            if len(atom) == 1 and atom not in (ID, NUMBER) and atom not in self.form.control:
                 letters += atom
                 continue
             parts += [json.dumps(letters)] if letters else []
             letters = ""
             if atom in self.form.control:
                 parts += [f"<[{self._ids[atom]}]>", *(['" "?'] if self.form.spaced else [])]
+            elif atom == NUMBER:
+                parts.append("/[0-9]/")
             elif atom:
                 before, size, after = atom.split(ID)[0], atom.count(ID), atom.split(ID)[-1]
                 id = f"/[A-Za-z0-9]{{{size}}}/"
