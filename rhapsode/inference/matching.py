@@ -131,5 +131,17 @@ class _Tokens:
         self.tokens += [] if end_ids else [b""]
         self.special_token_ids = sorted({*tokenizer.special_tokens.values(), *end_ids, self.eos_token_id})
 
+        # Some tokenizers put a space before every text; what is asked for here goes on from another.
+        self._before = [] if self._bytes("x") == b"x" else tokenizer.encode("\n")
+
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        size = len(self._before)
+        if size:
+            ids = self._tokenizer.encode("\n" + text)
+            if ids[:size] == self._before:
+                return ids[size:]
+        return self._tokenizer.encode(text)
+
+    def _bytes(self, text: str) -> bytes:
+        return b"".join(map(self._tokenizer.id_to_bytes, self._tokenizer.encode(text)))
