@@ -42,17 +42,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     Args:
         pretrained: a loaded model, or what `load` takes.
         device: "auto", "cpu", "cuda" or "mps".
+        max_length: tokens that are read at once; the model's context unless given.
         batch_size: the harness gives it to every model; here as many texts are read side by side as is fast.
         max_batch_size: the same.
 
     Raises:
-        InputError: no such model, one of another kind, or as `load`.
+        InputError: no such model, one of another kind, more tokens than its context, or as `load`.
     """
 
     def __init__(
         self,
         pretrained: LanguageModel | Path | str,
         device: str = "auto",
+        max_length: int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
@@ -61,11 +63,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._decoder = self.language_model.decoder()
         self._tokenizer = self.language_model.tokenizer
         self._device = self._decoder.device
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that the model reads."""
-        return self._decoder.config.context_length
+        context = self._decoder.config.context_length
+        self.max_length = context if max_length is None else max_length
+        if not 1 <= self.max_length <= context:
+            raise InputError(f"max_length must be between 1 and the model's context of {context}, not {max_length}")
 
     @property
     def eot_token_id(self) -> int:
@@ -132,8 +133,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 room = self.max_length - sampling.max_new_tokens
                 if room < 1:
                     raise InputError(
-                        f"{sampling.max_new_tokens} new tokens leave no room in the model's context of "
-                        f"{self.max_length}",
+                        f"{sampling.max_new_tokens} new tokens leave no room in a context of {self.max_length}",
                         todo="Set max_gen_toks in the task's generation_kwargs.",
                     )
                 ids = self.tok_encode(context) or [self.prefix_token_id]
