@@ -3,9 +3,10 @@
     python benchmarks/harness.py ../shared/data [--questions 100] [--model FOLDER]
 
 lm-eval's own class for transformers, our class, and `local-completions` at `rhapsode serve`, with prompts as ids and
-as text. Tasks: ARC-Easy and LAMBADA, words written after LAMBADA's texts, perplexity of whole texts that are longer
-than the context. A small decoder is trained for it unless --model names one. Log likelihoods must agree within a part
-in 10,000 each, and everything else exactly: otherwise it ends with 1. Nothing is asked of a network.
+as text. Tasks: ARC-Easy, the last words of LAMBADA's texts and of verses, words written after LAMBADA's texts, and
+perplexity of texts that are longer than the context. A small decoder is trained on plays unless --model names one.
+Log likelihoods must agree within a part in 10,000 each, and everything else exactly: otherwise it ends with 1.
+Nothing is asked of a network.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ WAIT = 120  # seconds for the server to start
 TRAINING = ("--vocabulary-size", "1000", "--context-length", "512", "--minutes", "1", "--device", "cpu")
 
 ACCURACY = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+LAST_WORD = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{text.rsplit(' ', 1)[0]}}",
+    "doc_to_target": " {{text.rsplit(' ', 1)[1]}}",
+    "metric_list": [*ACCURACY, {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
+}
 TASKS: dict[str, dict[str, Any]] = {
     "arc": {
         "output_type": "multiple_choice",
@@ -50,12 +57,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "doc_to_target": "answer",
         "metric_list": ACCURACY,
     },
-    "lambada": {
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{text.rsplit(' ', 1)[0]}}",
-        "doc_to_target": " {{text.rsplit(' ', 1)[1]}}",
-        "metric_list": [*ACCURACY, {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
-    },
+    "lambada": LAST_WORD,
+    "plays": LAST_WORD,
     "writing": {
         "output_type": "generate_until",
         "doc_to_text": "{{text.rsplit(' ', 1)[0]}}",
@@ -67,7 +70,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+        "metric_list": [
+            {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+            {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+        ],
     },
 }
 
@@ -92,9 +98,12 @@ def write_tasks(data: Path, folder: Path, questions: int) -> None:
         "\n\n".join(row["text"] for row in lambada[at : at + TEXTS_OF_A_DOCUMENT])
         for at in range(0, len(lambada), TEXTS_OF_A_DOCUMENT)
     ]
+    lines = example("shakespeare").read_text(encoding="utf-8").splitlines()
+    plays = [{"text": line} for line in lines if line.count(" ") > 5][-questions:]
     documents = {
         "arc": arc,
         "lambada": lambada,
+        "plays": plays,
         "writing": lambada[: questions // 4],
         "rolling": [{"text": text} for text in long],
     }

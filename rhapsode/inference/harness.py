@@ -206,9 +206,9 @@ def _tell_cut(cut: int, of: int) -> None:
 
 
 def run_tasks(
-    model: LanguageModel, tasks: Iterable[str], *, limit: int | None = None, include_path: Path | None = None
+    model: HarnessModel, tasks: Iterable[str], *, limit: int | None = None, include_path: Path | None = None
 ) -> dict[str, Any]:
-    """The harness's results of a model on tasks; `lm_eval.utils.make_table` draws them.
+    """The harness's results of a model on tasks, as `lm_eval.simple_evaluate` gives them.
 
     Args:
         tasks: names of tasks, groups or tags that the harness knows.
@@ -230,7 +230,7 @@ def run_tasks(
             raise InputError(f"the harness has no task {name!r}", todo="`lm_eval ls tasks` lists them.")
     try:
         results: dict[str, Any] = simple_evaluate(
-            HarnessModel(model), tasks=chosen, limit=limit, task_manager=manager, log_samples=False
+            model, tasks=chosen, limit=limit, task_manager=manager, log_samples=False
         )
     except OSError as error:
         reason = " ".join(str(error).split()).rstrip(".")
