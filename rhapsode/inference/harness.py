@@ -9,7 +9,9 @@ alike, and names of control tokens in them become those tokens, for chat templat
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -229,9 +231,10 @@ def run_tasks(
         if not manager.match_tasks([name]):
             raise InputError(f"the harness has no task {name!r}", todo="`lm_eval ls tasks` lists them.")
     try:
-        results: dict[str, Any] = simple_evaluate(
-            model, tasks=chosen, limit=limit, task_manager=manager, log_samples=False
-        )
+        with redirect_stdout(sys.stderr):  # what it says meanwhile is no result
+            results: dict[str, Any] = simple_evaluate(
+                model, tasks=chosen, limit=limit, task_manager=manager, log_samples=False
+            )
     except OSError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"the data of a task cannot be had ({reason})", where=", ".join(chosen)) from None
