@@ -118,13 +118,14 @@ def write_tasks(data: Path, folder: Path, questions: int) -> None:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a server of the model."""
+def served(folder: Path, log: Path) -> Iterator[str]:
+    """The address of a server of the model, which writes its log to a file."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [sys.executable, "-m", "rhapsode", "serve", str(folder), "--port", str(port), "--device", "cpu"]
-    server = subprocess.Popen(words)
+    with log.open("wb") as file:
+        server = subprocess.Popen(words, stderr=file)
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + WAIT
     try:
         while True:
@@ -133,7 +134,7 @@ def served(folder: Path) -> Iterator[str]:
                 break
             except URLError:
                 if time.monotonic() > end or server.poll() is not None:
-                    raise SystemExit("the server does not start") from None
+                    raise SystemExit(f"the server does not start: {log.read_text(encoding='utf-8')}") from None
                 time.sleep(0.1)
         yield address
     finally:
@@ -219,7 +220,7 @@ def compare(data: Path, questions: int, model: Path | None, chosen: Sequence[str
     for heading in ("task", "way", "figures", "sum of ln p", "greedy", "seconds", "farthest", "others differ"):
         table.add_column(heading, justify="left" if heading in ("task", "way", "figures") else "right")
     failed = False
-    with served(model) as address:
+    with served(model, temporary / "server.log") as address:
         ways: dict[str, Callable[[], Any]] = {
             "hf": transformers_,
             "rhapsode": lambda: HarnessModel(ours, max_length=context - 2),
