@@ -22,6 +22,7 @@ from lm_eval.api.registry import register_model
 
 from rhapsode.base.errors import InputError, nearest
 from rhapsode.base.progress import Progress, note
+from rhapsode.inference.chat import ChatTemplate
 from rhapsode.inference.engine import Request
 from rhapsode.inference.evaluation import continuations
 from rhapsode.inference.language_model import LanguageModel, load
@@ -150,6 +151,30 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             for one in asked:
                 engine.cancel(one)
         return texts
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation through the model's template, up to where the assistant begins its turn, or goes on with it.
+
+        Raises:
+            InputError: there is no template, it fails, or it changes the turn that shall go on.
+        """
+        text = ChatTemplate(self.language_model).rendered(chat_history, None, generation=add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        begun = chat_history[-1]["content"]
+        for ending in (begun.lstrip(), begun.strip()):  # templates may strip what is said
+            if ending and ending in text:
+                return text[: text.rindex(ending) + len(ending)]
+        raise InputError("the chat template changes the turn that shall go on", where=self.language_model.where)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template's source, which the harness records where it is used."""
+        return self._tokenizer.chat_template if chat_template else ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness knows prompts by that it has kept."""
+        return self._tokenizer.digest
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness records of the model."""

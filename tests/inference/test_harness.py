@@ -187,6 +187,27 @@ def test_what_stands_before_every_text(by_byte_pairs: LanguageModel) -> None:
     assert model.tok_encode("My lord", add_special_tokens=False) == plain
 
 
+TALK = [{"role": "user", "content": "Who are you? "}, {"role": "assistant", "content": " I am Hamlet, "}]
+
+
+def test_conversations_go_through_the_chat_template(ours: HarnessModel, transformers_tokenizer: Any) -> None:
+    theirs = transformers_tokenizer.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True)
+    assert ours.apply_chat_template(TALK[:1]) == theirs
+    begun = ours.apply_chat_template(TALK, add_generation_prompt=False)
+    assert begun == transformers_tokenizer.apply_chat_template(TALK, tokenize=False, continue_final_message=True)
+    assert begun.endswith("I am Hamlet, ")
+    assert ours.tok_encode(begun) == transformers_tokenizer.encode(begun)
+    assert ours.chat_template(True) == ours.language_model.tokenizer.chat_template
+
+
+def test_a_chat_template_that_changes_the_begun_turn_is_refused(by_byte_pairs: LanguageModel) -> None:
+    template = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
+    shouting = Tokenizer(by_byte_pairs.tokenizer.definition, chat_template=template)
+    model = HarnessModel(LanguageModel(by_byte_pairs.model, shouting))
+    with pytest.raises(InputError, match="changes the turn"):
+        model.apply_chat_template(TALK, add_generation_prompt=False)
+
+
 def test_refusals(ours: HarnessModel, by_byte_pairs: LanguageModel) -> None:
     with pytest.raises(InputError, match=f"between 1 and the model's context of {CONTEXT}, not {CONTEXT + 1}"):
         HarnessModel(by_byte_pairs, max_length=CONTEXT + 1)
