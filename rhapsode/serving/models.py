@@ -143,6 +143,7 @@ class Models:
     async def _load(self, served: Served) -> None:
         await self._make_room(served, served.weights)
         model = await asyncio.to_thread(load, served.path, self._device)
+        model.where = served.name  # where it lies is nobody's business
         model.cache_bytes = self._memory // 4
         cache = 0
         if isinstance(model.model, Decoder):
