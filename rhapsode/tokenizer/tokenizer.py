@@ -101,6 +101,7 @@ class Tokenizer:
         digest: SHA-256 of the definition, as hexadecimal digits.
         vocabulary_size: one more than the highest id.
         special_tokens: the id of each special token.
+        beginning_of_text_id: the token named as the beginning of a text, None when none is.
         end_of_text_id, padding_id: None when the definition has no such token; never equal.
         unknown_id: the id of what the vocabulary lacks, None when it lacks nothing.
         mask_id: the id that stands for a hidden token, None when there is none.
@@ -143,6 +144,7 @@ class Tokenizer:
         self.special_tokens = {token.content: id for id, token in sorted(added.items()) if token.special}
         self._special_ids = frozenset(self.special_tokens.values())
 
+        self.beginning_of_text_id = self._special_id("bos_token", ())
         self.end_of_text_id = self._special_id("eos_token", ENDS)
         padding_id = self._special_id("pad_token", PADDINGS)
         self.padding_id = None if padding_id == self.end_of_text_id else padding_id
@@ -349,7 +351,7 @@ class Tokenizer:
         """
         said = [self.settings.get(name) for name in ("add_bos_token", "add_eos_token")]
         if any(isinstance(flag, bool) for flag in said):
-            ids = (self._special_id("bos_token", ()), self.end_of_text_id)
+            ids = (self.beginning_of_text_id, self.end_of_text_id)
             front, back = ([id] if flag is True and id is not None else [] for flag, id in zip(said, ids, strict=True))
             return front, back
         for probe in PROBE.split():
