@@ -6,6 +6,7 @@
 texts and of ids, with all ways to draw. Then the same load meets a server that is told to end (SIGTERM) after a third
 of it. Ends with 1 if an answer is lost, or another than alone, if the memory grows, or if the server does not end well.
 Without --model a small one with random weights is made, tuned for chat by name, so that it is asked for everything.
+Where rounding decides between two tokens (ties.py), another text counts as a near tie.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ import httpx
 import numpy as np
 import psutil
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
+from ties import NEAR, gap_after
 
 import rhapsode
 from rhapsode.base.machine import prepare, processor, threads
@@ -45,7 +48,6 @@ from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.model.model import new_model
 from rhapsode.serving.answers import FINISH
-from rhapsode.tokenizer.tokenizer import TURN_END
 from rhapsode.tokenizer.train import train_tokenizer
 
 LEAVING = 0.2
@@ -53,10 +55,13 @@ LEAVING = 0.2
 LONGEST_PROMPT = 1000
 GROWTH = 0.05
 """By no more than this share of its memory after the warm-up may the server grow."""
+OUTCOMES = ("complete", "left", "told", "refused", "lost")
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 BETWEEN_LOOKS = 1.0  # seconds
 SURELY_ACCEPTED = 2.0  # seconds before SIGTERM: what was sent by then must be finished
 SECONDS_TO_END = 120
+SECONDS_TO_SETTLE = 5
+ENGINE = ("rhapsode_texts_waiting", "rhapsode_texts_running", "rhapsode_cache_used")
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 120}},
@@ -105,6 +110,7 @@ class Heard:
     """complete; left (the client did); told (of an error); refused (no answer was begun, or a 503); or lost."""
     why: str = ""
     texts: list[str] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
     reasons: list[str | None] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     """Of a stream: when each token came."""
@@ -145,7 +151,7 @@ def requests(model: LanguageModel, name: str, count: int, seed: int, leaving: fl
         way = ways[number % len(ways)]
         fields = dict(WAYS[way])
         most = int(noise.integers(1, 48 if noise.random() < 0.9 else 160))
-        body: dict[str, Any] = {"model": name, "seed": number, "max_tokens": most}
+        body: dict[str, Any] = {"model": name, "seed": number, "max_tokens": most, "return_token_ids": True}
         turns: tuple[Turn, ...] = ()
         schema = fields.pop("json_schema", None)
         if schema is not None:
@@ -172,7 +178,6 @@ def requests(model: LanguageModel, name: str, count: int, seed: int, leaving: fl
                 seed=number + row,
                 max_new_tokens=most,
                 json_schema=None if schema is None else json.dumps(schema),
-                stop_tokens=(TURN_END,) if turns and TURN_END in model.tokenizer.special_tokens else (),
             )
             for row in range(fields.get("n", 1))
         ]
@@ -185,14 +190,14 @@ def requests(model: LanguageModel, name: str, count: int, seed: int, leaving: fl
 class Server:
     """`rhapsode serve` in a process of its own."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, folder: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "rhapsode", "serve", str(model), "--port", str(port), "--device", "cpu"]
-        self.address, self._log = f"http://127.0.0.1:{port}", log
-        with log.open("w", encoding="utf-8") as file:
-            self.process = psutil.Popen(command, stderr=file)
+        self.address, self._said = f"http://127.0.0.1:{port}", folder / "said.txt"
+        words = ["serve", str(model), "--port", str(port), "--device", "cpu", "--log", str(folder / "log.jsonl")]
+        with self._said.open("w", encoding="utf-8") as file:
+            self.process = psutil.Popen([sys.executable, "-m", "rhapsode", *words], stderr=file)
         while not self.answers():
             if self.process.poll() is not None:
                 sys.exit(f"the server did not start:\n{self.said()}")
@@ -208,15 +213,21 @@ class Server:
         """Resident bytes."""
         return int(self.process.memory_info().rss)
 
+    def engine(self) -> dict[str, float]:
+        """What its /metrics says of the engine, by name."""
+        text = httpx.get(f"{self.address}/metrics", timeout=60).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return {sample.name: sample.value for sample in samples if sample.name in ENGINE}
+
     def said(self) -> str:
         """What it has written to standard error, its greeting aside."""
-        lines = self._log.read_text(encoding="utf-8").splitlines()
+        lines = self._said.read_text(encoding="utf-8").splitlines()
         return "\n".join(line for line in lines if not line.startswith("Serving "))
 
 
 @contextmanager
-def serving(model: Path, log: Path) -> Iterator[Server]:
-    server = Server(model, log)
+def serving(model: Path, folder: Path) -> Iterator[Server]:
+    server = Server(model, folder)
     try:
         yield server
     finally:
@@ -228,7 +239,9 @@ def serving(model: Path, log: Path) -> Iterator[Server]:
 async def ask(client: httpx.AsyncClient, asked: Asked) -> Heard:
     """Send one request, and read its answer as far as the client stays."""
     count = len(asked.samplings)
-    heard = Heard(asked, time.perf_counter(), texts=[""] * count, reasons=[None] * count)
+    heard = Heard(
+        asked, time.perf_counter(), texts=[""] * count, ids=[[] for _ in range(count)], reasons=[None] * count
+    )
     streamed = "stream" in asked.body
     seconds = None if streamed or asked.leaves is None else asked.leaves / 100
     begun = False
@@ -244,6 +257,7 @@ async def ask(client: httpx.AsyncClient, asked: Asked) -> Heard:
                 whole = json.loads(await answer.aread())
                 for choice in whole["choices"]:
                     heard.texts[choice["index"]] = choice["message"]["content"] if asked.turns else choice["text"]
+                    heard.ids[choice["index"]] = choice["token_ids"]
                     heard.reasons[choice["index"]] = choice["finish_reason"]
                 heard.tokens = whole["usage"]["completion_tokens"]
                 heard.outcome = "complete"
@@ -272,6 +286,7 @@ async def read_events(answer: httpx.Response, heard: Heard) -> None:
             heard.arrivals.append(time.perf_counter())
             heard.tokens += 1
             heard.texts[choice["index"]] += choice["delta"].get("content", "") if asked.turns else choice["text"]
+            heard.ids[choice["index"]] += choice["token_ids"]
             heard.reasons[choice["index"]] = choice["finish_reason"]
         if asked.leaves is not None and heard.tokens >= asked.leaves:
             heard.outcome = "left"
@@ -305,6 +320,8 @@ class Load:
     heard: list[Heard] = field(default_factory=list)
     memory: list[tuple[int, int]] = field(default_factory=list)
     """Requests that had ended, and the server's resident bytes, at each look."""
+    engine: list[dict[str, float]] = field(default_factory=list)
+    """What it says of its engine, at each look."""
     seconds: float = 0.0
     signalled: float | None = None
     """When the server was told to end."""
@@ -325,6 +342,7 @@ def under_load(server: Server, asked: Sequence[Asked], connections: int, end_aft
         async def looks() -> None:
             while True:
                 found.memory.append((len(found.heard), server.memory()))
+                found.engine.append(await asyncio.to_thread(server.engine))
                 await asyncio.sleep(BETWEEN_LOOKS)
 
         async def both() -> None:
@@ -339,12 +357,21 @@ def under_load(server: Server, asked: Sequence[Asked], connections: int, end_aft
     return found
 
 
+def settled(server: Server) -> dict[str, float]:
+    """What its engine holds when the last client has gone and it had the time to notice."""
+    end = time.perf_counter() + SECONDS_TO_SETTLE
+    while any((engine := server.engine()).values()) and time.perf_counter() < end:
+        time.sleep(0.1)
+    return engine
+
+
 def warm_up(server: Server, model: LanguageModel, name: str, connections: int, count: int) -> None:
     """Have the server take the memory it may take: texts as long as its cache, then some of the load's kind."""
     noise, context = np.random.default_rng(1), model.config.context_length
     size = model.tokenizer.vocabulary_size
+    body = {"model": name, "max_tokens": 1, "return_token_ids": True}
     full = [
-        Asked("", "/v1/completions", {"model": name, "prompt": ids, "max_tokens": 1}, (), [Sampling()], None)
+        Asked("", "/v1/completions", {**body, "prompt": ids}, (), [Sampling()], None)
         for ids in noise.integers(0, size, (CONTEXTS, context)).tolist()
     ]
     for asked in (full, requests(model, name, count, seed=1, leaving=0.0)):
@@ -353,48 +380,74 @@ def warm_up(server: Server, model: LanguageModel, name: str, connections: int, c
                 sys.exit(f"the warm-up failed: {heard.outcome}, {heard.why}")
 
 
-Alone = tuple[list[str], list[str]]
+@dataclass
+class Alone:
+    """The texts of a request, each written with nothing beside it."""
+
+    prompt: list[int]
+    texts: list[str] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
 
 def written_alone(model: LanguageModel, asked: Sequence[Asked]) -> dict[int, Alone]:
-    """The texts of each request and why they end, by its seed, each written with nothing beside it."""
+    """The texts of each request, by its seed."""
     template = cache(lambda turns: ChatTemplate(model).ids(turns))
     found: dict[int, Alone] = {}
     for one in track(asked, "the same alone", transient=True):
         prompt = template(one.turns) if one.turns else one.body["prompt"]
-        ids = model.encode_prompt(prompt) if isinstance(prompt, str) else prompt
-        texts, reasons = [], []
+        alone = Alone(model.encode_prompt(prompt) if isinstance(prompt, str) else prompt)
         for sampling in one.samplings:
-            pieces = list(model.stream_ids(ids, [sampling]))
-            texts.append("".join(piece.text for piece in pieces))
-            reasons.append(FINISH[pieces[-1].finish_reason or ""])
-        found[one.body["seed"]] = texts, reasons
+            pieces = list(model.stream_ids(alone.prompt, [sampling]))
+            alone.texts.append("".join(piece.text for piece in pieces))
+            alone.ids.append([piece.token for piece in pieces])
+            assert pieces[-1].finish_reason is not None
+            alone.reasons.append(FINISH[pieces[-1].finish_reason])
+        found[one.body["seed"]] = alone
     return found
 
 
-def as_alone(heard: Heard, alone: Alone) -> bool:
-    """Whether what a client got is what is written alone, or the beginning of it where it did not get everything."""
-    texts, reasons = alone
-    if heard.outcome == "complete":
-        return heard.texts == texts and heard.reasons == reasons
-    return all(text.startswith(part) for part, text in zip(heard.texts, texts, strict=True))
+def beside(model: LanguageModel, heard: Heard, alone: Alone) -> str:
+    """What a client got, beside what is written alone: "same", as far as it got it, "near tie" or "otherwise"."""
+    rows = []
+    for row, (ids, whole) in enumerate(zip(heard.ids, alone.ids, strict=True)):
+        parted = next((place for place, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), None)
+        if parted is not None:
+            distance = gap_after(model, alone.prompt, ids[:parted], heard.asked.samplings[row], ids[parted])
+            rows.append("near tie" if distance <= NEAR else "otherwise")
+            continue
+        same = ids == whole[: len(ids)] and alone.texts[row].startswith(heard.texts[row])
+        if heard.outcome == "complete":
+            same = (ids, heard.texts[row], heard.reasons[row]) == (whole, alone.texts[row], alone.reasons[row])
+        rows.append("same" if same else "otherwise")
+    return next((told for told in ("otherwise", "near tie") if told in rows), "same")
 
 
-def table_of_answers(title: str, heard: Sequence[Heard], alone: dict[int, Alone]) -> tuple[Table, int]:
-    """What became of the requests, and how many answers are not as alone."""
-    outcomes = ("complete", "left", "told", "refused", "lost")
-    table = Table(title=title)
-    for heading in ("", "requests", *outcomes, "as alone", "otherwise"):
+def table_of_outcomes(loads: dict[str, Load]) -> Table:
+    table = Table(title="what became of the requests")
+    for heading in ("", *OUTCOMES):
         table.add_column(heading, justify="right")
-    rows = [(way, [one for one in heard if one.asked.way == way]) for way in WAYS]
-    wrong = 0
-    for way, ones in (*rows, ("all", list(heard))):
-        counts = Counter(one.outcome for one in ones)
-        same = sum(as_alone(one, alone[one.asked.body["seed"]]) for one in ones)
-        wrong = len(ones) - same
-        cells = (len(ones), *(counts[outcome] for outcome in outcomes), same, wrong)
-        table.add_row(way, *(f"{cell:,}" if cell else "" for cell in cells), end_section=way == list(WAYS)[-1])
-    return table, wrong
+    for name, found in loads.items():
+        counts = Counter(one.outcome for one in found.heard)
+        table.add_row(name, *(f"{counts[outcome]:,}" for outcome in OUTCOMES))
+    return table
+
+
+def table_of_answers(model: LanguageModel, heard: Sequence[Heard], alone: dict[int, Alone]) -> tuple[Table, int]:
+    """The answers beside those alone, and how many are otherwise."""
+    table = Table(title="the answers, beside each alone")
+    for heading in ("", "whole", "in part", "same", "near tie", "otherwise"):
+        table.add_column(heading, justify="right")
+    counts: dict[str, Counter[str]] = {way: Counter() for way in (*WAYS, "all")}
+    for one in heard:
+        told = beside(model, one, alone[one.asked.body["seed"]])
+        size = "whole" if one.outcome == "complete" else "in part" if any(one.ids) else "nothing"
+        for way in (one.asked.way, "all") if size != "nothing" else ():
+            counts[way].update((told, size))
+    for way, count in counts.items():
+        cells = [count[name] for name in ("whole", "in part", "same", "near tie", "otherwise")]
+        table.add_row(way, *(f"{cell:,}" for cell in cells), end_section=way == list(WAYS)[-1])
+    return table, counts["all"]["otherwise"]
 
 
 def table_of_times(found: Load) -> Table:
@@ -411,12 +464,6 @@ def table_of_times(found: Load) -> Table:
         cells = [*np.percentile(values, (50, 90, 99)).tolist(), max(values)]
         table.add_row(name, f"{len(values):,}", *(f"{cell:,.1f} ms" for cell in cells))
     return table
-
-
-def most_waiting(heard: Sequence[Heard]) -> int:
-    """The most streams that were on their way at one time without a first token."""
-    changes = [change for one in heard if one.arrivals for change in ((one.sent, 1), (one.arrivals[0], -1))]
-    return int(np.cumsum([change for _, change in sorted(changes)]).max())
 
 
 def table_of_memory(found: Load) -> tuple[Table, float]:
@@ -443,16 +490,15 @@ def main() -> None:
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rhapsode-serving-") as temporary:
         folder = a.model or made(Path(temporary) / "made")
-        model, log = rhapsode.load(folder, "cpu"), Path(temporary) / "stderr"
-        with serving(folder, log) as server:
+        model = rhapsode.load(folder, "cpu")
+        with serving(folder, Path(temporary)) as server:
             name = httpx.get(f"{server.address}/v1/models").json()["data"][0]["id"]
             asked = requests(model, name, a.requests, seed=0)
             warm_up(server, model, name, a.connections, max(1, a.requests // 10))
             whole = under_load(server, asked, a.connections)
-            if not server.answers():
-                faults.append("after the load the server does not answer")
+            after = settled(server)
             faults += [f"the server said: {server.said()}"] if server.said() else []
-        with serving(folder, log) as server:
+        with serving(folder, Path(temporary)) as server:
             ended = under_load(server, asked, a.connections, end_after=a.requests // 3)
             try:
                 code: int | str = server.process.wait(timeout=SECONDS_TO_END)
@@ -462,35 +508,36 @@ def main() -> None:
             seconds = time.perf_counter() - ended.signalled
             faults += [f"the server that ended said: {server.said()}"] if server.said() else []
         alone = written_alone(model, asked)
-    console = Console()
-    title = f"{a.requests:,} requests from {a.connections} connections"
-    answers, wrong = table_of_answers(title, whole.heard, alone)
+    loads = {"the load": whole, f"SIGTERM after {a.requests // 3:,}": ended}
+    answers, wrong = table_of_answers(model, [*whole.heard, *ended.heard], alone)
     memory, growth = table_of_memory(whole)
-    after, wrong_after = table_of_answers(f"{title}; SIGTERM after {a.requests // 3:,}", ended.heard, alone)
     print(f"{processor()}, {threads()} threads; {model.config.parameters / 1e6:.2f} million parameters")
-    for table in (answers, table_of_times(whole), memory, after):
-        console.print(table)
-    print(f"most streams waiting for their first token: {most_waiting(whole.heard)}")
-    early = [one for one in ended.heard if one.sent < ended.signalled - SURELY_ACCEPTED]
-    late = Counter(one.outcome for one in ended.heard if one.sent > ended.signalled)
-    print(f"sent after SIGTERM: {', '.join(f'{count:,} {outcome}' for outcome, count in late.items())}")
+    print(f"{a.requests:,} requests from {a.connections} connections")
+    for table in (table_of_outcomes(loads), answers, table_of_times(whole), memory):
+        Console().print(table)
+    for measure in ENGINE:
+        most = max(look[measure] for look in whole.engine)
+        print(f"{measure}: {most:g} at most, {after[measure]:g} after the load")
+    before = [one for one in ended.heard if one.sent < ended.signalled - SURELY_ACCEPTED]
+    since = Counter(one.outcome for one in ended.heard if one.sent > ended.signalled)
+    print(f"sent after SIGTERM: {', '.join(f'{count:,} {outcome}' for outcome, count in since.items())}")
     print(f"the process ended {seconds:.1f} s after SIGTERM, exit code {code}")
-    outcomes = Counter(one.outcome for one in whole.heard)
-    if set(outcomes) - {"complete", "left"}:
-        why = next(one.why for one in whole.heard if one.outcome not in ("complete", "left"))
-        faults.append(f"requests failed, as by: {why}")
+    failed = [one.why for one in whole.heard if one.outcome not in ("complete", "left")]
+    failed += [one.why for one in before if one.outcome not in ("complete", "left")]
+    if failed:
+        faults.append(f"{len(failed)} requests failed, as by: {failed[0]}")
+    if any(one.outcome == "lost" for one in ended.heard):
+        faults.append("answers were begun before SIGTERM, and neither finished nor told of")
     if len(whole.heard) + len(ended.heard) != 2 * a.requests:
-        faults.append("requests were not heard of")
-    if wrong or wrong_after:
-        faults.append(f"{wrong + wrong_after} answers are not what is written alone")
+        faults.append("there are requests of which nothing was heard")
+    if wrong:
+        faults.append(f"{wrong} answers are not what is written alone")
     if growth > GROWTH:
         faults.append(f"the memory grew by {growth:.1%}")
-    if any(one.outcome == "lost" for one in ended.heard):
-        faults.append("SIGTERM: answers were begun, and neither finished nor told of")
-    if any(one.outcome == "refused" for one in early):
-        faults.append("SIGTERM: requests that were there long before were not answered")
+    if any(after.values()):
+        faults.append("after the load there are texts left to be written")
     if code != 0:
-        faults.append(f"SIGTERM: the exit code is {code}")
+        faults.append(f"the exit code after SIGTERM is {code}")
     if faults:
         sys.exit("\n".join(faults))
 
