@@ -130,6 +130,10 @@ class Models:
                     await self._load(served)
         return Lease(served)
 
+    async def load_first(self) -> None:
+        """Load the model that was named first; errors as `lease`."""
+        (await self.lease(next(iter(self._served)))).end()
+
     async def stop(self) -> None:
         """Put all away, when what was accepted is written."""
         for served in self:
