@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -103,6 +105,8 @@ def serve(
     access = Access(hosts or frozenset(), frozenset(allow_origin), keys, Limits(key_rate, key_queue))
     address = f"[{host}]" if ":" in host else host
     note(f"Serving {', '.join(names)} on http://{address}:{port} (API: /v1, described at /docs). Ctrl-C ends.")
+    # uvicorn raises the signal that ended it once more, when all is written: asked to end is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server_for(application(served, access, Log(log, texts=log_texts))).run(sockets=[listening_socket])
 
 
