@@ -1,0 +1,77 @@
+// Having an answer written: what is asked for, and the tokens into their node as they come.
+
+import * as api from "./api.js";
+import { ROOT } from "./conversation.js";
+import { token } from "./pieces.js";
+
+/** What a model is asked to go on with after a node: the messages of a chat, ids that it wrote itself, or a text. */
+export function promptAfter(conversation, index) {
+  if (conversation.mode === "chat") return { messages: conversation.messagesTo(index) };
+  return { prompt: conversation.idsTo(index) ?? conversation.textTo(index) };
+}
+
+/** A node for an answer that is to be written; `kept` are tokens with which it begins. */
+export const answerNode = (model, sampling, { prompt = null, kept = [] } = {}) => ({
+  role: "model", model, sampling, prompt, tokens: kept, text: kept.map((each) => each.text).join(""), finish: null, speed: null,
+});
+
+/**
+ * Write a node's answer, from `asked` on, until it ends or is stopped; what came stays in any case.
+ * `grown(index)` is called after each piece.
+ *
+ * `contextLength` of the model, null where it is not known, bounds the tokens that are asked for: a prompt that leaves
+ * less room than the settings allow gets an answer that is as long as there is room.
+ */
+export async function writeAnswer(conversation, index, asked, { contextLength, grown }) {
+  const node = conversation.nodes[index];
+  const stopper = new AbortController();
+  conversation.stopper = stopper;
+  node.finish = null;
+  node.error = null;
+  node.speed = null;
+  let began = null;
+  let count = 0;
+  try {
+    const { max_tokens: most, ...sampling } = node.sampling;
+    const length = await promptLength(node.model, asked, stopper.signal);
+    const context = contextLength ?? length.context;
+    const room = Math.max(1, context - length.count + 1); // the last token need not be read
+    const body = { model: node.model, ...asked, ...sampling, max_tokens: Math.min(most, room) };
+    for await (const piece of api.write(body, stopper.signal)) {
+      if (piece.prompt) {
+        node.prompt ??= piece.prompt;
+        continue;
+      }
+      began ??= performance.now();
+      if (piece.id !== null) {
+        node.tokens.push(token({ ...piece, end: piece.finish === "stop" }));
+        count += 1;
+      } else if (piece.text && node.tokens.length > 0) node.tokens.at(-1).text += piece.text;
+      node.text += piece.text;
+      if (piece.finish) node.finish = piece.finish === "length" && room < most ? "context" : piece.finish;
+      const seconds = (performance.now() - began) / 1000;
+      node.speed = count > 1 && seconds > 0 ? (count - 1) / seconds : null; // the first token waits for the prompt
+      grown(index);
+    }
+    node.finish ??= "stop";
+  } catch (error) {
+    node.finish = api.isStop(error) ? "stopped" : "failed";
+    if (!api.isStop(error)) {
+      node.error = error.message;
+      node.retry = error.seconds ?? 0;
+    }
+  }
+  conversation.stopper = null;
+  conversation.changed = Date.now();
+}
+
+async function promptLength(model, asked, signal) {
+  if (Array.isArray(asked.prompt)) {
+    const { max_model_len: context } = await api.model(model);
+    return { count: asked.prompt.length, context };
+  }
+  const { count, max_model_len: context } = await api.tokenize(model, asked, signal);
+  return { count, context };
+}
+
+export { ROOT };

@@ -1,0 +1,63 @@
+// Tokens as text. A token is bytes, and may be only a part of a character: what it spells depends on those before it.
+
+import * as api from "./api.js";
+
+const encoder = new TextEncoder();
+
+/** A token as an answer keeps it; its bytes only where its text does not say them. */
+export function token({ id, text, logprob, bytes, end = false }) {
+  const kept = { id, text, logprob: logprob === null ? null : Math.min(0, Number(logprob.toFixed(5))) };
+  if (bytes && !same(encoder.encode(text), bytes)) kept.bytes = bytes;
+  if (end) kept.end = true;
+  return kept;
+}
+
+const same = (one, other) => one.length === other.length && one.every((byte, place) => byte === other[place]);
+
+/**
+ * The text that one more token adds after others: the characters that are whole by now.
+ * The bytes of unfinished tokens are asked for where nobody has told them yet.
+ */
+export async function added(model, before, chosen) {
+  if (chosen.end || chosen.special) return "";
+  if (!chosen.bytes) return chosen.text;
+  let start = before.length; // where the unfinished character begins
+  while (start > 0 && before[start - 1].text === "" && !before[start - 1].end) start -= 1;
+  const unfinished = before.slice(start);
+  const known = new Map(unfinished.filter((each) => each.bytes).map((each) => [each.id, each.bytes]));
+  const missing = [...new Set(unfinished.map((each) => each.id))].filter((id) => !known.has(id));
+  if (missing.length > 0) {
+    const told = await api.next({ model, prompt: [chosen.id], tokens: missing, top: 1 });
+    for (const each of told.tokens) known.set(each.id, each.bytes ?? []);
+  }
+  const decoder = new TextDecoder("utf-8");
+  const pending = unfinished.flatMap((each) => known.get(each.id) ?? []);
+  decoder.decode(Uint8Array.from(pending), { stream: true });
+  return decoder.decode(Uint8Array.from(chosen.bytes), { stream: true });
+}
+
+const SPACES = new Map([[" ", "␣"], ["\n", "↵"], ["\r", "␍"], ["\t", "⇥"], ["\u00a0", "⍽"]]);
+
+/**
+ * The parts of a token's name, to be shown apart: [text, kind], where the kind is "plain", "space", "bytes" or "special".
+ * Characters that cannot be seen get a sign; bytes that are no text are written in hexadecimal.
+ */
+export function nameParts({ text, bytes = null, special = false, end = false }) {
+  if (special || end) return [[text || "end of text", "special"]];
+  if (bytes && !same(encoder.encode(text), bytes)) {
+    return [[bytes.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" "), "bytes"]];
+  }
+  const parts = [];
+  for (const character of text) {
+    const sign = SPACES.get(character) ?? (/[\p{C}\p{Z}]/u.test(character) ? code(character) : null);
+    const [shown, kind] = sign ? [sign, "space"] : [character, "plain"];
+    if (parts.at(-1)?.[1] === kind && kind === "plain") parts.at(-1)[0] += shown;
+    else parts.push([shown, kind]);
+  }
+  return parts.length > 0 ? parts : [["(no text)", "special"]];
+}
+
+const code = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+
+/** The name in one string, for those who listen. */
+export const spokenName = (piece) => nameParts(piece).map(([part]) => part).join("").replaceAll("␣", " ").replaceAll("↵", "new line");
