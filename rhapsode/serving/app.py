@@ -20,6 +20,7 @@ from rhapsode.inference.engine import QueueFullError
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.serving import answers
 from rhapsode.serving.messages import ChatRequest, CompletionRequest
+from rhapsode.serving.page import add_page
 from rhapsode.serving.worker import Worker
 
 LARGEST_BODY = 4 << 20  # bytes
@@ -48,8 +49,9 @@ def application(
         for worker in workers.values():  # whatever was accepted is finished
             await asyncio.to_thread(worker.stop)
 
-    app = FastAPI(title="Rhapsode", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="Rhapsode", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=hosts, api_key=api_key)
+    add_page(app)
 
     def worker(name: str) -> Worker:
         if name not in workers:

@@ -1,7 +1,6 @@
 // Having an answer written: what is asked for, and the tokens into their node as they come.
 
 import * as api from "./api.js";
-import { ROOT } from "./conversation.js";
 import { token } from "./pieces.js";
 
 /** What a model is asked to go on with after a node: the messages of a chat, ids that it wrote itself, or a text. */
@@ -73,5 +72,3 @@ async function promptLength(model, asked, signal) {
   const { count, max_model_len: context } = await api.tokenize(model, asked, signal);
   return { count, context };
 }
-
-export { ROOT };

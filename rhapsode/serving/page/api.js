@@ -1,5 +1,7 @@
 // Asking the server, and its errors in words.
 
+import { namedBytes } from "./pieces.js";
+
 /** What went wrong, in a sentence for people. */
 export class ServerError extends Error {
   constructor(message, { status = 0, seconds = null } = {}) {
@@ -79,10 +81,13 @@ export async function* write(asked, signal) {
     const finish = choice.finish_reason ?? null;
     const [id] = choice.token_ids ?? [];
     if (id === undefined && !text && !finish) continue; // the beginning
-    const told = chat ? choice.logprobs?.content?.[0] : { logprob: choice.logprobs?.token_logprobs?.[0] };
+    const told = chat ? choice.logprobs?.content?.[0] : columns(choice.logprobs);
     yield { id: id ?? null, text, finish, logprob: told?.logprob ?? null, bytes: told?.bytes ?? null };
   }
 }
+
+/** What completions say of a token, in lists beside each other. */
+const columns = (told) => told && { logprob: told.token_logprobs[0] ?? null, bytes: namedBytes(told.tokens[0]) };
 
 /** The events of a stream, read one by one, until its [DONE]. */
 async function* events(response) {

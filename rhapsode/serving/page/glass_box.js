@@ -129,9 +129,21 @@ export class GlassBox {
     this.told.textContent = temperature === drawn ? "The temperature at which it was drawn." : `It was drawn at ${drawn}.`;
     if (this.answer === null) return;
     const { tokens } = this.answer;
-    const { steps } = this.answer.distributions[place];
-    if (this.answer !== this.built || this.table.tHead.rows[0].cells.length !== steps.length + 1) this.#build(tokens, steps);
+    const steps = this.#steps(place);
+    if (this.answer !== this.built) this.#build(tokens, steps);
     this.#fill(steps);
+  }
+
+  /** The steps at one temperature; one that does nothing there, as a filter at 0, leaves what stood before it. */
+  #steps(place) {
+    const { distributions } = this.answer;
+    const longest = distributions.map(({ steps }) => steps).reduce((one, other) => (other.length > one.length ? other : one));
+    const here = new Map(distributions[place].steps.map((step) => [step.name, step]));
+    let last = null;
+    return longest.map(({ name }) => {
+      last = here.get(name) ?? last;
+      return { ...last, name };
+    });
   }
 
   /** The table without its numbers. */

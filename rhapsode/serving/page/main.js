@@ -191,13 +191,7 @@ async function branch(index, k, chosen) {
   const conversation = current;
   const node = conversation.nodes[index];
   const before = node.tokens.slice(0, k);
-  let text;
-  try {
-    text = await added(node.model, before, chosen);
-  } catch (error) {
-    notice(error.message);
-    return;
-  }
+  const text = added(before, chosen);
   const logprob = chosen.probability > 0 ? Math.log(chosen.probability) : null;
   const kept = [...before, token({ id: chosen.id, text, logprob, bytes: chosen.bytes, end: chosen.end })];
   const made = conversation.add(node.parent, answerNode(node.model, settings.sampling(), { prompt: node.prompt, kept }));

@@ -1,7 +1,5 @@
 // Tokens as text. A token is bytes, and may be only a part of a character: what it spells depends on those before it.
 
-import * as api from "./api.js";
-
 const encoder = new TextEncoder();
 
 /** A token as an answer keeps it; its bytes only where its text does not say them. */
@@ -14,26 +12,20 @@ export function token({ id, text, logprob, bytes, end = false }) {
 
 const same = (one, other) => one.length === other.length && one.every((byte, place) => byte === other[place]);
 
-/**
- * The text that one more token adds after others: the characters that are whole by now.
- * The bytes of unfinished tokens are asked for where nobody has told them yet.
- */
-export async function added(model, before, chosen) {
+/** The text that one more token adds after others: the characters that are whole by now. */
+export function added(before, chosen) {
   if (chosen.end || chosen.special) return "";
-  if (!chosen.bytes) return chosen.text;
   let start = before.length; // where the unfinished character begins
-  while (start > 0 && before[start - 1].text === "" && !before[start - 1].end) start -= 1;
-  const unfinished = before.slice(start);
-  const known = new Map(unfinished.filter((each) => each.bytes).map((each) => [each.id, each.bytes]));
-  const missing = [...new Set(unfinished.map((each) => each.id))].filter((id) => !known.has(id));
-  if (missing.length > 0) {
-    const told = await api.next({ model, prompt: [chosen.id], tokens: missing, top: 1 });
-    for (const each of told.tokens) known.set(each.id, each.bytes ?? []);
-  }
-  const decoder = new TextDecoder("utf-8");
-  const pending = unfinished.flatMap((each) => known.get(each.id) ?? []);
-  decoder.decode(Uint8Array.from(pending), { stream: true });
+  while (start > 0 && before[start - 1].text === "" && before[start - 1].bytes) start -= 1;
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  for (const each of before.slice(start)) decoder.decode(Uint8Array.from(each.bytes), { stream: true });
   return decoder.decode(Uint8Array.from(chosen.bytes), { stream: true });
+}
+
+/** The bytes of a token as completions name it where it is no whole text: `bytes:\xe2\x80`; null of any other. */
+export function namedBytes(name) {
+  if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(name ?? "")) return null;
+  return name.slice("bytes:\\x".length).split("\\x").map((byte) => Number.parseInt(byte, 16));
 }
 
 const SPACES = new Map([[" ", "␣"], ["\n", "↵"], ["\r", "␍"], ["\t", "⇥"], ["\u00a0", "⍽"]]);
