@@ -34,7 +34,8 @@ export async function writeAnswer(conversation, index, asked, { contextLength, g
     const { max_tokens: most, ...sampling } = node.sampling;
     const length = await promptLength(node.model, asked, stopper.signal);
     const context = contextLength ?? length.context;
-    const room = Math.max(1, context - length.count + 1); // the last token need not be read
+    const room = context - length.count + 1; // the last token need not be read
+    if (room < 1) throw new api.ServerError(tooLong(conversation, length.count, context));
     const body = { model: node.model, ...asked, ...sampling, max_tokens: Math.min(most, room) };
     for await (const piece of api.write(body, stopper.signal)) {
       if (piece.prompt) {
@@ -63,6 +64,11 @@ export async function writeAnswer(conversation, index, asked, { contextLength, g
   conversation.stopper = null;
   conversation.changed = Date.now();
 }
+
+const tooLong = ({ mode }, count, context) =>
+  mode === "chat"
+    ? `The conversation has ${count} tokens, and the model can read ${context}. Begin a new one, or edit an earlier message.`
+    : `The text has ${count} tokens, and the model can read ${context}. Shorten it, or begin a new one.`;
 
 async function promptLength(model, asked, signal) {
   if (Array.isArray(asked.prompt)) {

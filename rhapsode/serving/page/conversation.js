@@ -6,6 +6,9 @@
 
 export const ROOT = -1;
 
+/** Whether nothing came of an answer: it is no part of what was said. */
+export const isEmpty = (node) => node.role === "model" && node.finish === "failed" && node.tokens.length === 0;
+
 export class Conversation {
   constructor({ id = crypto.randomUUID(), title = "", mode, system = "", changed = Date.now(), shown = null, nodes = [] }) {
     Object.assign(this, { id, title, mode, system, changed, shown, nodes });
@@ -59,9 +62,9 @@ export class Conversation {
 
   /** What a chat's model is to answer: everything up to and with this node. */
   messagesTo(index) {
-    const said = this.pathTo(index).map((at) => {
+    const said = this.pathTo(index).flatMap((at) => {
       const { role, text } = this.nodes[at];
-      return { role: role === "user" ? "user" : "assistant", content: text };
+      return isEmpty(this.nodes[at]) ? [] : [{ role: role === "user" ? "user" : "assistant", content: text }];
     });
     return this.system.trim() ? [{ role: "system", content: this.system }, ...said] : said;
   }

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { answerNode, promptAfter, writeAnswer } from "./answer.js";
-import { Conversation, ROOT } from "./conversation.js";
+import { Conversation, isEmpty, ROOT } from "./conversation.js";
 import { showList, titleOf } from "./conversations.js";
 import { element, find, whole } from "./dom.js";
 import { conversationsOf, fileOf, LARGEST_FILE } from "./form.js";
@@ -85,7 +85,7 @@ function begin() {
 
 function show() {
   const chat = current.mode === "chat";
-  showList(find("conversations"), conversations, current, { open: openConversation, rename, remove });
+  list();
   transcript.show(current, greeting());
   find("input-label").textContent = chat ? "Message" : "Text to add";
   input.placeholder = chat ? "Message" : current.nodes.length === 0 ? "Begin a text" : "Add to the text, or let it go on";
@@ -94,6 +94,11 @@ function show() {
   document.title = current.nodes.length > 0 ? `${titleOf(current)} · Rhapsode` : "Rhapsode";
   showWriting();
   measure();
+}
+
+function list() {
+  const begun = conversations.filter((each) => each.nodes.length > 0);
+  showList(find("conversations"), begun, current, { open: openConversation, rename, remove });
 }
 
 function greeting() {
@@ -171,7 +176,6 @@ async function send() {
   const text = input.value;
   const chat = current.mode === "chat";
   if (chat && !text.trim()) return;
-  notice(null);
   input.value = "";
   grow();
   let last = current.last();
@@ -209,6 +213,7 @@ async function branch(index, k, chosen) {
 async function write(index, asked) {
   const conversation = current;
   const node = conversation.nodes[index];
+  notice(null);
   const writing = writeAnswer(conversation, index, asked, { contextLength: modelOf(node.model)?.max_model_len ?? null, grown: (at) => grown(conversation, at) });
   show();
   toBottom();
@@ -250,8 +255,7 @@ function act(name, index) {
     before: () => step(beside[beside.indexOf(index) - 1], name),
     after: () => step(beside[beside.indexOf(index) + 1], name),
     copy: () => copy(current.mode === "chat" ? node.text : current.textTo(current.last())),
-    regenerate: () => answer(node.parent),
-    retry: () => answer(node.parent),
+    regenerate: () => (isEmpty(node) ? write(index, promptAfter(current, node.parent)) : answer(node.parent)),
     extend: () => write(index, { prompt: current.idsTo(index) }),
     edit: () => edit(index),
   };
@@ -461,7 +465,7 @@ function listen() {
     const mine = conversations.filter((each) => each === current || each.stopper || each.nodes.length === 0);
     const theirs = store.load().conversations.filter((each) => mine.every((one) => one.id !== each.id));
     conversations = [...mine, ...theirs].sort((one, other) => other.changed - one.changed);
-    showList(find("conversations"), conversations, current, { open: openConversation, rename, remove });
+    list();
   });
 }
 

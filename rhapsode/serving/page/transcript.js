@@ -1,7 +1,7 @@
 // The conversation on the page: what was said, tokens that can be clicked, and what one can do with each.
 
 import { counted, element } from "./dom.js";
-import { ROOT } from "./conversation.js";
+import { isEmpty, ROOT } from "./conversation.js";
 import { spokenName } from "./pieces.js";
 
 const LIKELY = [0.01, 0.05, 0.2, 0.5]; // the colours change at these probabilities
@@ -163,13 +163,13 @@ export class Transcript {
       if (!chat) buttons.push(button("edit", "Edit the text"));
       else if (node.role === "user") buttons.push(button("edit", "Edit"));
       if (node.role === "model") {
-        buttons.push(button("regenerate", chat ? "Regenerate" : "Another continuation"));
+        buttons.push(button("regenerate", isEmpty(node) ? "Try again" : chat ? "Regenerate" : "Another continuation"));
         const more = ["length", "stopped", "failed"].includes(node.finish) && node.prompt && node.tokens.length > 0;
         if (chat && more && this.conversation.last() === index) buttons.push(button("extend", "Go on"));
       }
-      buttons.push(button("copy", "Copy"));
+      if (!chat || node.text) buttons.push(button("copy", "Copy"));
     }
-    if (node.role === "model" && node.finish !== null) {
+    if (node.role === "model" && node.finish !== null && !(isEmpty(node) && node.error)) {
       const told = [counted(node.tokens.length, "token")];
       if (node.speed) told.push(`${speedText(node.speed)} tokens/s`);
       told.push(FINISH[node.finish]);
