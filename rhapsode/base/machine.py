@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,13 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
     except (OSError, AttributeError):
         return  # another C library: only slower
+
+
+def give_back_freed_memory() -> None:
+    """Hand freed memory back to the system now, where `keep_freed_memory` keeps it."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library: it has kept nothing
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def device(name: str = "auto") -> torch.device:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter, validators
+from cyclopts import Group, Parameter, validators
+
+from rhapsode.base.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY = "RHAPSODE_API_KEY"
-LARGEST_HEADERS = 64 << 10  # bytes
+LIMITS, LOG = Group.create_ordered("Who may ask, and how much"), Group.create_ordered("What is written down")
 
 
 def serve(
     *models: Path,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))] = 8000,
-    api_key: Path | None = None,
-    queue: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100_000))] = 256,
+    memory: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
     device: str = "auto",
+    api_key: Annotated[Path | None, Parameter(group=LIMITS)] = None,
+    allow_origin: Annotated[tuple[str, ...], Parameter(group=LIMITS)] = (),
+    queue: Annotated[int, Parameter(group=LIMITS, validator=validators.Number(gte=1, lte=100_000))] = 256,
+    key_queue: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
+    key_rate: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
+    log: Annotated[Path | None, Parameter(group=LOG)] = None,
+    log_texts: Annotated[bool, Parameter(group=LOG)] = False,
 ) -> None:
-    """Serve models to the programs that speak the OpenAI dialect.
+    """Serve models to the programs that speak the OpenAI dialect, and a page to talk with them.
 
-    Answers /v1/chat/completions, /v1/completions, /v1/models and /health; /docs describes them. Only this machine can
-    reach it, unless --host names another address, which needs an API key. Ctrl-C ends it after what it has accepted is
-    written.
+    The page is at http://127.0.0.1:8000, the API at /v1, its description at /docs. Only this machine can reach it,
+    unless --host names another address, which needs an API key. Ctrl-C ends it after what it has accepted is written.
 
         rhapsode serve runs/mytext
 
@@ -33,58 +42,63 @@ def serve(
     Parameters
     ----------
     models: Path
-        Model folders, runs, GGUF files; each is served under its name.
+        Model folders, runs, GGUF files; each is served under its name, and loaded when it is first asked for.
     host: str
         The address to listen on.
     port: int
         The port to listen on.
-    api_key: Path
-        A file with the key that requests must carry; the environment variable RHAPSODE_API_KEY does the same.
-    queue: int
-        Texts that may wait for their turn, for each model; more are told to come back.
+    memory: float
+        GB that models may take together, with their caches: three quarters of what is free unless given. The longest
+        unused is put away when another one needs the room.
     device: str
         auto, cpu, cuda or mps.
+    api_key: Path
+        A file with the keys, one in a line, of which requests must carry one; the environment variable
+        RHAPSODE_API_KEY does the same for a single one.
+    allow_origin: tuple
+        Pages of this site, as https://example.org, may use the API from a browser.
+    queue: int
+        Texts that may wait for their turn, for each model; more are told to come back (503).
+    key_queue: int
+        Texts that each key may have waiting or being written; more are told to come back (503).
+    key_rate: int
+        Requests that each key may make in a minute; more are told to come back (429).
+    log: Path
+        Append a line of JSON for each request to this file, instead of standard error.
+    log_texts: bool
+        Prompts and answers are in those lines too.
     """
-    import os
-
-    import uvicorn
-
-    from rhapsode.base.errors import InputError
-    from rhapsode.base.machine import prepare
+    from rhapsode.base.machine import memory_bytes, prepare
     from rhapsode.base.progress import note
-    from rhapsode.inference.language_model import load
-    from rhapsode.serving.app import application
+    from rhapsode.serving.app import Access, application
+    from rhapsode.serving.limits import Limits
+    from rhapsode.serving.models import Models
+    from rhapsode.serving.records import Log
+    from rhapsode.serving.server import server_for
 
     if not models:
         raise InputError("there is no model to serve", todo="As in: rhapsode serve runs/mytext")
-    key = _key(api_key) if api_key else os.environ.get(KEY) or None
-    if host not in LOOPBACK and key is None:
+    keys = _keys(api_key)
+    if host not in LOOPBACK and not keys:
         raise InputError(
             f"others could use {host} without a key",
             where="--host",
             todo=f"Give --api-key FILE, or set {KEY}.",
         )
+    for origin in allow_origin:
+        if not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise InputError(f"{origin!r} is no site", where="--allow-origin", todo="As in: https://example.org")
     names = [_name(path) for path in models]
     if len(set(names)) < len(names):
         raise InputError(f"two models have the name {max(names, key=names.count)!r}", todo="Rename one of the folders.")
     prepare(device)
-    served = {name: load(path, device) for name, path in zip(names, models, strict=True)}
-    for model in served.values():
-        model.decoder()
-    hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")) if host in LOOPBACK else ()
-    app = application(served, hosts=frozenset(hosts), api_key=key, queue=queue)
+    limit = int(memory * 1e9) if memory is not None else memory_bytes() * 3 // 4
+    served = Models(dict(zip(names, models, strict=True)), device=device, memory=limit, queue=queue)
+    hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")) if host in LOOPBACK else None
+    access = Access(hosts or frozenset(), frozenset(allow_origin), keys, Limits(key_rate, key_queue))
     address = f"[{host}]" if ":" in host else host
-    note(f"Serving {', '.join(names)} on http://{address}:{port}/v1. Ctrl-C ends.")
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        h11_max_incomplete_event_size=LARGEST_HEADERS,
-        timeout_keep_alive=30,
-    )
+    note(f"Serving {', '.join(names)} on http://{address}:{port} (API: /v1, described at /docs). Ctrl-C ends.")
+    server_for(application(served, access, Log(log, texts=log_texts)), host, port).run()
 
 
 def _name(path: Path) -> str:
@@ -93,15 +107,18 @@ def _name(path: Path) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.stem if path.is_file() else path.name
 
 
-def _key(path: Path) -> str:
-    from rhapsode.base.errors import InputError
-
+def _keys(path: Path | None) -> tuple[str, ...]:
+    """The keys in a file, or the one in the environment."""
+    if path is None:
+        key = os.environ.get(KEY, "").strip()
+        return (key,) if key else ()
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", where=str(path)) from None
-    if not key:
+    keys = tuple(dict.fromkeys(key for line in lines if (key := line.strip())))
+    if not keys:
         raise InputError("the file is empty", where=str(path))
-    return key
+    return keys

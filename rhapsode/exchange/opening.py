@@ -7,6 +7,8 @@ What a file is follows from its content, whatever it is called.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import torch
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.base.files import read_json
 from rhapsode.exchange import gguf_model, hub, llama2c
+from rhapsode.exchange.gguf_file import GgufFile
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.recognise import kind_of
-from rhapsode.model.folder import load_model, refuse_pickle, weight_files
+from rhapsode.model.config import Kind
+from rhapsode.model.folder import load_config, load_model, refuse_pickle, weight_files
+from rhapsode.model.tensor_files import TensorFiles
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
 ADVICE = "Name a model folder, a run, a GGUF file, a checkpoint of llama2.c, or owner/name on the Hugging Face hub."
@@ -45,6 +50,33 @@ def open_model(name: Path | str, device: torch.device | str = "cpu", *, tokenize
     if hub.NAME.fullmatch(path.as_posix()):
         todo = f"{ADVICE} To have {path.as_posix()!r} from the hub, write {path.as_posix()}@{hub.NEWEST}."
     raise InputError("there is no such file or folder", where=str(path), todo=todo)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What can be known of a model without reading its weights."""
+
+    kind: Kind
+    """Decoder, encoder or encoder-decoder."""
+    weights: int
+    """Bytes of memory that its weights will take, in fp32."""
+
+
+def outline(name: Path | str) -> Outline:
+    """What a path or name stands for, so far as its headers say; errors as `open_model`, for what they show."""
+    path = Path(name)
+    if path.is_file():
+        kind = kind_of(path)
+        if kind == "GGUF":
+            tensors = GgufFile(path).tensors.values()
+            return Outline("decoder", sum(4 * prod(tensor.shape) for tensor in tensors))
+        if kind == "llama2.c":
+            return Outline("decoder", path.stat().st_size)
+        _open_file(path, "cpu", None)  # says why it is not one
+    if not path.exists() and hub.is_name(path.as_posix()):
+        path = hub.fetched(path.as_posix()).folder
+    folder = model_folder(path)
+    return Outline(load_config(folder).kind, 4 * TensorFiles(weight_files(folder), str(folder)).numbers)
 
 
 def model_folder(folder: Path) -> Path:

@@ -16,7 +16,6 @@ from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.template import render
 from rhapsode.inference.text import Piece
-from rhapsode.tokenizer.tokenizer import TURN_END
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,8 @@ class Chat:
 
     def _reply(self, turns: list[Turn]) -> Iterator[Piece]:
         ids = self._prompt(turns)
-        tokenizer = self.model.tokenizer
-        sampling = self.sampling
-        if self.template is not None and TURN_END in tokenizer.special_tokens and TURN_END not in sampling.stop_tokens:
-            sampling = replace(sampling, stop_tokens=(*sampling.stop_tokens, TURN_END))
         text = ""
-        for piece in self.model.stream_ids(ids, [sampling]):
+        for piece in self.model.stream_ids(ids, [self.sampling]):
             text += piece.text
             self.turns = [*turns, Turn("assistant", text)]
             yield piece

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rhapsode.inference.matching import Constraints, Matcher
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.speculation import Speculation
 from rhapsode.inference.step import Reading, Step
-from rhapsode.inference.text import Piece, Text
+from rhapsode.inference.text import Likelihood, Piece, Text
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -44,18 +44,32 @@ class QueueFullError(RhapsodeError):
     """More texts wait than may."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is told of each token, besides the token."""
+
+    likeliest: int | None = None
+    """How likely it was, and so many of the likeliest; None for neither."""
+    prompt: bool = False
+    """The same of the prompt's tokens, in `Request.prompt`; `likeliest` must be given."""
+    logits: bool = False
+    """The logits it was drawn from."""
+
+
 class Request:
     """Texts that were asked for together, from one prompt.
 
     Attributes:
-        log_probabilities: pieces say how likely their token was, and so many of the likeliest; None for neither.
+        look: what is told of each token besides the token.
+        prompt: how likely each token of the prompt was, where that was asked for; None for the first one.
         guessed: tokens that speculation proposed, and `accepted`, how many of them were drawn.
         error: why it could not be finished; None when it was or still can be.
         cached: tokens of the prompt that had been read before, for another text.
     """
 
-    def __init__(self, texts: Sequence[Text], deadline: float | None, log_probabilities: int | None) -> None:
-        self.texts, self.deadline, self.log_probabilities = texts, deadline, log_probabilities
+    def __init__(self, texts: Sequence[Text], deadline: float | None, look: Look) -> None:
+        self.texts, self.deadline, self.look = texts, deadline, look
+        self.prompt: list[Likelihood | None] = [None] if look.prompt else []
         self.guessed = self.accepted = 0
         self.waiting: deque[Piece] = deque()
         self.error: RhapsodeError | None = None
@@ -79,6 +93,11 @@ class _Running:
     @property
     def unread(self) -> int:
         return len(self.text.ids) - self.read
+
+    @property
+    def looks_at_prompt(self) -> bool:
+        """Whether it reads the prompt so that all of its tokens can be judged: one text does it for its request."""
+        return self.request.look.prompt and self.text.row == 0 and self.read < self.text.prompt_length
 
 
 class Engine:
@@ -117,6 +136,16 @@ class Engine:
         """Whether there is nothing to do."""
         return not self._queue and not self._running
 
+    @property
+    def waiting(self) -> int:
+        """Texts that wait for their turn."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Texts that are being written."""
+        return len(self._running)
+
     def submit(
         self,
         prompt: Sequence[int],
@@ -124,7 +153,7 @@ class Engine:
         end_ids: Collection[int],
         *,
         deadline: float | None = None,
-        log_probabilities: int | None = None,
+        look: Look = Look(),  # frozen
     ) -> Request:
         """Ask for texts from one prompt, one for each of `samplings`.
 
@@ -132,7 +161,7 @@ class Engine:
             prompt: ids, at least one.
             end_ids: ids with which the model ends a text.
             deadline: when it is too late, by `time.monotonic`.
-            log_probabilities: as `Request.log_probabilities`.
+            look: what is told of each token.
 
         Raises:
             InputError: the prompt is empty or too long, the cache is too small for the text, a token is unknown, or
@@ -160,7 +189,7 @@ class Engine:
                     )
             if self.longest_queue is not None and len(self._queue) + len(texts) > self.longest_queue:
                 raise QueueFullError(f"{len(self._queue)} texts are waiting already", todo="Try again later.")
-            request = Request(texts, deadline, log_probabilities)
+            request = Request(texts, deadline, look)
             self._queue.extend((request, text) for text in texts)
             return request
 
@@ -212,11 +241,12 @@ class Engine:
             readings, chosen = self._plan()
             if not readings:
                 return
-            for running, reading, logits in zip(chosen, readings, self._step(readings), strict=True):
+            for running, reading, rows in zip(chosen, readings, self._step(readings), strict=True):
                 if running.request.error is not None:  # a text beside it in the same request has failed just now
                     continue
+                logits = self._judge_prompt(running, reading, rows) if running.looks_at_prompt else rows
                 running.read += len(reading.ids) - len(running.guesses)
-                if reading.wanted:
+                if len(logits):
                     self._write(running, logits)
                 else:
                     self.pool.keep(running.lease, running.text.ids[: running.read])
@@ -234,6 +264,8 @@ class Engine:
             running.guesses = self._guesses(running) if last else []
             ids = running.text.ids[running.read : running.read + new] + running.guesses
             wanted = 1 + len(running.guesses) if last else 0
+            if running.looks_at_prompt:
+                wanted = len(ids)
             readings.append(Reading(ids, running.lease.blocks, running.read, wanted))
             chosen.append(running)
         return readings, chosen
@@ -245,6 +277,16 @@ class Engine:
         if self.speculation is None or most < 1:
             return []
         return self.speculation.guess(text, most)
+
+    def _judge_prompt(self, running: _Running, reading: Reading, logits: np.ndarray) -> np.ndarray:
+        """Note how likely the prompt's tokens were; leaves the rows (rows, vocabulary) from which tokens are drawn."""
+        text, request = running.text, running.request
+        assert request.look.likeliest is not None
+        first = running.read + 1  # the token that the first row foretells
+        for place in range(first, min(first + len(reading.ids), text.prompt_length)):
+            row = logits[place - first, : text.vocabulary_size]
+            request.prompt.append(likelihood(row, text.ids[place], request.look.likeliest))
+        return logits[max(0, text.prompt_length - first) :]
 
     def _write(self, running: _Running, logits: np.ndarray) -> None:
         """Draw a text's next token, and one more for each guess that was right; logits (guesses + 1, vocabulary)."""
@@ -258,8 +300,11 @@ class Engine:
                 self.cancel(request)
                 return
             piece = text.push(token)
-            if request.log_probabilities is not None:
-                piece = _with_log_probabilities(piece, row[: text.vocabulary_size], request.log_probabilities)
+            logits_of_all = row[: text.vocabulary_size]
+            if request.look.likeliest is not None:
+                piece = replace(piece, likelihood=likelihood(logits_of_all, token, request.look.likeliest))
+            if request.look.logits:
+                piece = replace(piece, logits=logits_of_all)
             request.waiting.append(piece)
             if text.finish_reason is not None or right == len(guesses) or token != guesses[right]:
                 break
@@ -279,10 +324,11 @@ class Engine:
         later: deque[tuple[Request, Text]] = deque()
         while self._queue:
             request, text = self._queue[0]
-            if any(_begins_alike(text, running) for running in self._running):
+            judged = request.look.prompt and text.row == 0  # it reads all of its prompt, whatever was read before
+            if not judged and any(_begins_alike(text, running) for running in self._running):
                 later.append(self._queue.popleft())  # what another text is about to read need not be read twice
                 continue
-            lease = self.pool.lease(text.ids, text.longest - 1)
+            lease = self.pool.lease(text.ids, text.longest - 1, share=not judged)
             if lease is None:
                 break
             self._queue.popleft()
@@ -305,13 +351,16 @@ class Engine:
             self.speculation.forget(running.text)
 
 
-def _with_log_probabilities(piece: Piece, logits: np.ndarray, count: int) -> Piece:
+def likelihood(logits: np.ndarray, token: int, count: int) -> Likelihood:
+    """How likely a token is by its logits (vocabulary,), and the `count` likeliest."""
     scores = logits.astype(np.float64)
     log_p = scores - scores.max()
     log_p -= np.log(np.exp(log_p).sum())  # (vocabulary,)
-    best = np.argsort(-log_p, kind="stable")[:count]
-    likeliest = tuple((int(id), float(log_p[id])) for id in best)
-    return replace(piece, log_probability=float(log_p[piece.token]), likeliest=likeliest)
+    best = np.arange(len(log_p))
+    if 0 < count < len(log_p):  # all that are as likely as the last of them, so that equal ones stand by their number
+        best = np.flatnonzero(log_p >= np.partition(log_p, -count)[-count])
+    best = best[np.argsort(-log_p[best], kind="stable")][:count]
+    return Likelihood(float(log_p[token]), tuple((int(id), float(log_p[id])) for id in best))
 
 
 def _begins_alike(text: Text, running: _Running) -> bool:

@@ -35,7 +35,7 @@ from rhapsode.model.decoder import Decoder
 from rhapsode.model.encoder import Encoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.model import Model
-from rhapsode.tokenizer.tokenizer import Tokenizer
+from rhapsode.tokenizer.tokenizer import TURN_END, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class LanguageModel:
     Args:
         model: the model; it stays where it is.
         tokenizer: its tokenizer.
-        end_ids: tokens that end a text besides the tokenizer's end of text.
+        end_ids: tokens that end a text besides the tokenizer's end of text, and besides the end of a turn where a
+            model of Rhapsode is tuned for chat.
         search: how an encoder-decoder searches for texts unless told otherwise.
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
         where: what messages call it.
@@ -118,11 +119,14 @@ class LanguageModel:
             )
         self.model, self.tokenizer, self.provenance, self.where = model, tokenizer, provenance, where
         self.search = search or BeamSearch()
-        own = () if tokenizer.end_of_text_id is None else (tokenizer.end_of_text_id,)
+        own = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
+        if provenance is not None and provenance.get("objective") == "chat" and TURN_END in tokenizer.special_tokens:
+            own.append(tokenizer.special_tokens[TURN_END])
         self.end_ids = frozenset((*own, *end_ids))
         self._engine: Engine | None = None
         self._engine_weights = 0
         self._speculation: Speculation | None = None
+        self.cache_bytes: int | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -212,13 +216,15 @@ class LanguageModel:
     def engine(self) -> Engine:
         """What writes this model's texts. It remembers what was read, so that the next prompt may begin alike.
 
+        Its cache takes at most `cache_bytes`, if that is not None.
+
         Raises:
             InputError: the model is of another kind.
         """
         model = self.decoder()
         weights = sum(weight._version for weight in model.parameters())  # grows when one is changed in place
         if self._engine is None or weights != self._engine_weights:
-            step = TorchStep(model, room_for_blocks(model))
+            step = TorchStep(model, room_for_blocks(model, self.cache_bytes))
             context = model.config.context_length
             self._engine = Engine(step, self.tokenizer, context, speculation=self._speculation)
             self._engine_weights = weights
@@ -307,7 +313,7 @@ class LanguageModel:
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         pooling: Pooling = "mean",
         *,
         normalise: bool = True,
@@ -316,6 +322,7 @@ class LanguageModel:
         """A vector for each text, (texts, hidden); at length one if `normalise`, so that a dot product is a cosine.
 
         Args:
+            texts: a text may be ids, which are read as they are.
             pooling: the mean of all tokens' last hidden states, the last token's, or the first one's ("cls").
             progress: advanced by the texts read.
 
@@ -357,7 +364,7 @@ class LanguageModel:
         return translate(model, self.tokenizer, texts, chosen, self.end_ids, progress=progress)
 
 
-def _require_several(texts: Iterable[str]) -> None:
+def _require_several(texts: Iterable[Any]) -> None:
     if isinstance(texts, str):  # a string is a list of strings, each a character
         raise InputError("there is one text where a list of texts is wanted", todo="Write [text].")
 

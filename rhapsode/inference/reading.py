@@ -66,12 +66,16 @@ def framed(tokenizer: Tokenizer, text: str, context: int, *, name: str = "the te
     """
     front, back = tokenizer.frame
     ids = [*front, *(encode_with_gaps(tokenizer, text) if gaps else tokenizer.encode(text)), *back]
+    _check_length(ids, context, name)
+    return ids
+
+
+def _check_length(ids: Sequence[int], context: int, name: str) -> None:
     if len(ids) > context:
         raise InputError(
             f"{name} has {len(ids)} tokens; the model reads {context}",
             todo="Cut it into sentences, or use a model with a longer context.",
         )
-    return ids
 
 
 @torch.no_grad()
@@ -146,13 +150,15 @@ def _log_probabilities(model: Encoder, tokenizer: Tokenizer, ids: Tensor, places
 def embed(
     model: Model,
     tokenizer: Tokenizer,
-    texts: Iterable[str],
+    texts: Iterable[str | Sequence[int]],
     pooling: Pooling,
     *,
     normalise: bool,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """The vectors (texts, hidden) of texts, from the last hidden states (an encoder-decoder's encoder's).
+
+    A text may be ids, which are read as they are.
 
     A vector does not depend on the texts beside it, beyond the rounding of fp32 sums.
 
@@ -167,8 +173,11 @@ def embed(
         todo = "Use mean, or last: its last token has seen the whole text."
         raise InputError("pooling cls says nothing in a decoder: its first token has seen no other", todo=todo)
     context = model.config.context_length
-    sources = {place: framed(tokenizer, text, context, name=f"text {place + 1}") for place, text in enumerate(texts)}
-    for place, ids in sources.items():
+    sources: dict[int, Sequence[int]] = {}
+    for place, text in enumerate(texts):
+        ids = framed(tokenizer, text, context, name=f"text {place + 1}") if isinstance(text, str) else text
+        _check_length(ids, context, f"text {place + 1}")
+        sources[place] = ids
         if not ids:
             raise InputError(f"text {place + 1} is empty", todo="Leave it out.")
     vectors = np.empty((len(sources), model.config.hidden_size), dtype=np.float32)

@@ -81,10 +81,21 @@ class TorchStep:
         return np.split(logits, np.cumsum([reading.wanted for reading in readings])[:-1])
 
 
-def room_for_blocks(model: Decoder) -> int:
-    """Blocks for `CONTEXTS` texts, in at most a quarter of the memory that is free; but at least for one text."""
+def block_bytes(model: Decoder) -> int:
+    """What one block of a model's cache takes."""
     sizes, weight = model.config.towers[-1], model.embedding.weight
-    block = 2 * sizes.layers * sizes.kv_heads * BLOCK * sizes.head_dim * weight.element_size()  # bytes
-    free = torch.cuda.mem_get_info(weight.device)[0] if weight.device.type == "cuda" else memory_bytes()
+    return 2 * sizes.layers * sizes.kv_heads * BLOCK * sizes.head_dim * weight.element_size()
+
+
+def room_for_blocks(model: Decoder, most: int | None = None) -> int:
+    """Blocks for `CONTEXTS` texts, in at most a quarter of the memory that is free; but at least for one text.
+
+    Args:
+        most: bytes, instead of a quarter of what is free.
+    """
+    device = model.embedding.weight.device
+    if most is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
+        most = free // 4
     of_one = -(-model.config.context_length // BLOCK)
-    return max(of_one, min(CONTEXTS * of_one, free // 4 // block))
+    return max(of_one, min(CONTEXTS * of_one, most // block_bytes(model)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,16 @@ model ended the text."""
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How likely a token was, as the model has it before any step of sampling."""
+
+    log_probability: float
+    """ln p of the token."""
+    likeliest: tuple[tuple[int, float], ...]
+    """The most likely tokens and their ln p, as many as were asked for, the most likely first."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """One more token of one text, and the text that is certain by now."""
 
@@ -30,10 +40,10 @@ class Piece:
     """Whole characters to append; empty while they are incomplete, or may be the beginning of a stop string."""
     finish_reason: FinishReason | None = None
     """Why this is the last piece of its row; None when it is not."""
-    log_probability: float | None = None
-    """ln p of the token, as the model has it before any step of sampling; None unless it was asked for."""
-    likeliest: tuple[tuple[int, float], ...] = ()
-    """The most likely tokens and their ln p, as many as were asked for."""
+    likelihood: Likelihood | None = None
+    """How likely the token was; None unless it was asked for."""
+    logits: np.ndarray | None = field(default=None, compare=False)
+    """(vocabulary,), what the token was drawn from; None unless it was asked for."""
 
 
 class StopStrings:

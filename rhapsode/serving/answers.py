@@ -1,4 +1,4 @@
-"""From a request to the texts, and from their pieces to what the dialect calls a completion."""
+"""An answer on its way: whole, or as server-sent events; what both kinds of completion have in common."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from rhapsode.base.errors import InputError, RhapsodeError
-from rhapsode.inference.chat import ChatTemplate, Turn, is_tuned_for_chat
+from rhapsode.inference.engine import Look
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
-from rhapsode.inference.text import Piece
-from rhapsode.serving.messages import ChatRequest, CompletionRequest, ResponseFormat, Sampled
+from rhapsode.inference.styles import STYLES
+from rhapsode.inference.text import FinishReason, Piece
+from rhapsode.serving.limits import Limits
+from rhapsode.serving.messages import Sampled, Shaped
+from rhapsode.serving.records import Record
 from rhapsode.serving.worker import Reader, Worker
-from rhapsode.tokenizer.tokenizer import TURN_END
 
-FINISH = {"stop": "stop", "end of text": "stop", "length": "length", "context": "length"}
-SAME_NAMES = (
-    "temperature",
+FINISH: dict[FinishReason, str] = {"stop": "stop", "end of text": "stop", "length": "length", "context": "length"}
+SHAPING = (
     "top_p",
     "top_k",
     "min_p",
@@ -31,19 +35,26 @@ SAME_NAMES = (
     "presence_penalty",
     "frequency_penalty",
 )
+CLIENT_GONE = 499  # as nginx has it; nobody reads it
 
 
-def sampling_of(asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
+def shaping(asked: Shaped, *names: str) -> dict[str, Any]:
+    """The fields of `Sampling` that a request sets, by itself or by its style; `names` are those besides `SHAPING`."""
+    values = {name: getattr(asked, name) for name in (*SHAPING, *names)}
+    style = STYLES[asked.style] if asked.style is not None else {}
+    values |= {name: value for name, value in style.items() if name in values and name not in asked.model_fields_set}
+    return values | {"logit_bias": {id: float(value) for id, value in (asked.logit_bias or {}).items()}}
+
+
+def samplings_of(asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
     """How each of the texts asked for is drawn; each has a seed of its own."""
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
-    values = {name: getattr(asked, name) for name in SAME_NAMES}
-    bias = {id: float(value) for id, value in (asked.logit_bias or {}).items()}
-    first = Sampling(**values, logit_bias=bias, stop=stop, seed=seed, max_new_tokens=most, **fields)
+    first = Sampling(**shaping(asked, "temperature"), stop=stop, seed=seed, max_new_tokens=most, **fields)
     return [replace(first, seed=seed + number) for number in range(asked.n)]
 
 
-def _room(model: LanguageModel, prompt: list[int], wanted: int | None) -> int:
+def room_for(model: LanguageModel, prompt: Sequence[int], wanted: int | None, field: str = "max_tokens") -> int:
     """How many tokens may be written.
 
     Raises:
@@ -56,169 +67,166 @@ def _room(model: LanguageModel, prompt: list[int], wanted: int | None) -> int:
         raise InputError(
             f"a prompt of {len(prompt)} tokens and {wanted} new ones are more than the model's context of "
             f"{model.config.context_length}",
-            where="max_tokens",
+            where=field,
         )
     return wanted
 
 
-async def completion(worker: Worker, asked: CompletionRequest) -> Answer:
-    """The answer to POST /v1/completions."""
-    model = worker.model
-    if isinstance(asked.prompt, str):
-        prompt = model.encode_prompt(asked.prompt)
-    else:
-        prompt = asked.prompt
-        if max(prompt) >= model.tokenizer.vocabulary_size:
-            raise InputError(f"there is no token {max(prompt)}", where="prompt")
-    samplings = sampling_of(asked, _room(model, prompt, asked.max_tokens))
-    reader = await worker.submit(prompt, samplings, log_probabilities=asked.logprobs)
+def check_ids(model: LanguageModel, ids: Sequence[int], field: str) -> None:
+    """Refuse ids that are no tokens.
 
-    def choice(piece: Piece | None, text: str, pieces: list[Piece]) -> dict[str, Any]:
-        logprobs = None if asked.logprobs is None else _completion_logprobs(model, pieces)
-        return {"text": text, "logprobs": logprobs}
-
-    return Answer(worker, reader, asked, "text_completion", "cmpl", choice, choice)
+    Raises:
+        InputError: one of them is not.
+    """
+    if max(ids, default=0) >= model.tokenizer.vocabulary_size:
+        raise InputError(f"there is no token {max(ids)}", where=field)
 
 
-async def chat(worker: Worker, asked: ChatRequest) -> Answer:
-    """The answer to POST /v1/chat/completions."""
-    model = worker.model
-    if not is_tuned_for_chat(model):
-        raise InputError("is not tuned for chat", where=asked.model, todo="Ask /v1/completions to continue a text.")
-    if asked.top_logprobs is not None and not asked.logprobs:
-        raise InputError("needs logprobs to be true", where="top_logprobs")
-    turns = [Turn(message.role, message.text()) for message in asked.messages]
-    prompt = await asyncio.to_thread(ChatTemplate(model).ids, turns)
-    wanted = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-    stops = (TURN_END,) if TURN_END in model.tokenizer.special_tokens else ()
-    form = _form(asked.response_format)
-    samplings = sampling_of(asked, _room(model, prompt, wanted), stop_tokens=stops, json_schema=form)
-    count = (asked.top_logprobs or 0) if asked.logprobs else None
-    reader = await worker.submit(prompt, samplings, log_probabilities=count)
+class Choice(Protocol):
+    """One text of an answer, as it grows."""
 
-    def logprobs(pieces: list[Piece]) -> dict[str, Any] | None:
-        return {"content": [_token(model, piece) for piece in pieces]} if asked.logprobs else None
+    def opening(self) -> dict[str, Any] | None:
+        """What a stream says of it before there is anything of it; None for nothing."""
+        ...
 
-    def whole(piece: Piece | None, text: str, pieces: list[Piece]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"message": message, "logprobs": logprobs(pieces)}
+    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+        """What a stream says of a piece, the finish reason aside."""
+        ...
 
-    def part(piece: Piece | None, text: str, pieces: list[Piece]) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": ""} if piece is None else {"content": text}
-        return {"delta": delta, "logprobs": logprobs(pieces)}
+    def whole(self) -> dict[str, Any]:
+        """All of it, when all its pieces have come."""
+        ...
 
-    return Answer(worker, reader, asked, "chat.completion", "chatcmpl", whole, part)
-
-
-def _form(asked: ResponseFormat | None) -> str | None:
-    """The JSON schema of what an answer must be; None for any text."""
-    if asked is None or asked.type == "text":
-        return None
-    if asked.type == "json_object":
-        return '{"type": "object"}'
-    if asked.json_schema is None:
-        raise InputError("needs json_schema", where="response_format")
-    return json.dumps(asked.json_schema.schema_)
+    def finish_reason(self, reason: FinishReason) -> str:
+        """Why it ended, as the dialect has it."""
+        ...
 
 
 @dataclass
 class Answer:
-    """An answer on its way, to be read whole or as it is written.
+    """Texts that are being written for a request.
 
     Args:
-        whole_choice: what one text becomes in a whole answer, besides its index and finish reason; of (None, the text,
-            its pieces).
-        part_choice: the same of one piece in a stream; of None at the beginning.
+        choices: one for each text, in the order of the reader's rows.
+        streamed: what a stream's events call themselves; whole answers: `called`.
     """
 
-    worker: Worker
+    record: Record
     reader: Reader
-    asked: CompletionRequest | ChatRequest
-    object: str
+    asked: Sampled
+    choices: Sequence[Choice]
+    called: str
+    streamed: str
     prefix: str
-    whole_choice: Callable[[Piece | None, str, list[Piece]], dict[str, Any]]
-    part_choice: Callable[[Piece | None, str, list[Piece]], dict[str, Any]]
 
     def __post_init__(self) -> None:
-        self._frame = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
-            "object": self.object,
-            "created": int(time.time()),
-            "model": self.asked.model,
-        }
+        self._frame = {"id": f"{self.prefix}-{self.record.id}", "created": int(time.time()), "model": self.asked.model}
 
     async def whole(self) -> dict[str, Any]:
         """The answer when all of it is written."""
-        pieces: list[list[Piece]] = [[] for _ in range(self.asked.n)]
-        async with aclosing(self.reader.pieces()) as coming:
+        reasons = [""] * len(self.choices)
+        async with aclosing(self._pieces()) as coming:
             async for piece in coming:
-                pieces[piece.row].append(piece)
-        choices = []
-        for index, mine in enumerate(pieces):
-            text = "".join(piece.text for piece in mine)
-            reason = FINISH[mine[-1].finish_reason or "stop"]
-            choices.append({"index": index, **self.whole_choice(None, text, mine), "finish_reason": reason})
-        return {**self._frame, "choices": choices, "usage": self._usage()}
+                self.choices[piece.row].parts(piece)
+                if piece.finish_reason is not None:
+                    reasons[piece.row] = self.choices[piece.row].finish_reason(piece.finish_reason)
+        choices = [
+            {"index": index, **choice.whole(), "finish_reason": reason}
+            for index, (choice, reason) in enumerate(zip(self.choices, reasons, strict=True))
+        ]
+        return {**self._frame, "object": self.called, "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncGenerator[str]:
         """The answer piece by piece, as server-sent events; the last one is [DONE]."""
-        chat = self.object == "chat.completion"
-        frame = self._frame | ({"object": "chat.completion.chunk"} if chat else {})
+        frame = self._frame | {"object": self.streamed}
         with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
         extra = {"usage": None} if with_usage else {}
 
         def event(index: int, choice: dict[str, Any], reason: str | None) -> str:
             choices = [{"index": index, **choice, "finish_reason": reason}]
-            return f"data: {json.dumps({**frame, 'choices': choices, **extra}, ensure_ascii=False)}\n\n"
+            return _event({**frame, "choices": choices, **extra})
 
-        if chat:
-            for index in range(self.asked.n):
-                yield event(index, self.part_choice(None, "", []), None)
+        for index, choice in enumerate(self.choices):
+            if (opening := choice.opening()) is not None:
+                yield event(index, opening, None)
         try:
-            async with aclosing(self.reader.pieces()) as coming:
+            async with aclosing(self._pieces()) as coming:
                 async for piece in coming:
-                    reason = None if piece.finish_reason is None else FINISH[piece.finish_reason]
-                    yield event(piece.row, self.part_choice(piece, piece.text, [piece]), reason)
+                    choice = self.choices[piece.row]
+                    parts = choice.parts(piece)
+                    for part in parts[:-1]:
+                        yield event(piece.row, part, None)
+                    reason = None if piece.finish_reason is None else choice.finish_reason(piece.finish_reason)
+                    yield event(piece.row, parts[-1], reason)
         except RhapsodeError as error:
-            told = {"error": {"message": error.message, "type": "server_error", "param": None, "code": None}}
-            yield f"data: {json.dumps(told)}\n\n"
+            yield _event({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
             return
         if with_usage:
-            yield f"data: {json.dumps({**frame, 'choices': [], 'usage': self._usage()})}\n\n"
+            yield _event({**frame, "choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
 
+    async def _pieces(self) -> AsyncGenerator[Piece]:
+        """The pieces, each noted in the record."""
+        async with aclosing(self.reader.pieces()) as coming:
+            async for piece in coming:
+                self.record.saw_token()
+                self.record.completion_tokens += 1
+                if piece.finish_reason is not None:
+                    self.record.finish_reasons.append(piece.finish_reason)
+                yield piece
+
     def _usage(self) -> dict[str, Any]:
-        texts = self.reader.request.texts
-        prompt = texts[0].prompt_length
-        written = sum(len(text.ids) - text.prompt_length for text in texts)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": written,
-            "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": self.reader.request.cached},
-        }
+        record = self.record
+        return usage(record.prompt_tokens, record.completion_tokens, self._cached())
+
+    def _cached(self) -> int:
+        self.record.cached_tokens = sum(request.cached for request in self.reader.requests)
+        return self.record.cached_tokens
 
 
-def _token(model: LanguageModel, piece: Piece) -> dict[str, Any]:
-    control = frozenset(model.tokenizer.special_tokens.values())
-
-    def one(id: int, log_probability: float) -> dict[str, Any]:
-        data = None if id in control else list(model.tokenizer.id_to_bytes(id))  # control tokens are no text
-        return {"token": model.token_text(id), "logprob": log_probability, "bytes": data}
-
-    assert piece.log_probability is not None
-    return {**one(piece.token, piece.log_probability), "top_logprobs": [one(*each) for each in piece.likeliest]}
-
-
-def _completion_logprobs(model: LanguageModel, pieces: list[Piece]) -> dict[str, Any]:
-    """The older form, as lists beside each other."""
-    tokens = [model.token_text(piece.token) for piece in pieces]
-    offsets = [0]
-    for token in tokens[:-1]:
-        offsets.append(offsets[-1] + len(token))
+def usage(prompt: int, written: int, cached: int) -> dict[str, Any]:
+    """How many tokens were read and written."""
     return {
-        "tokens": tokens,
-        "token_logprobs": [piece.log_probability for piece in pieces],
-        "top_logprobs": [{model.token_text(id): value for id, value in piece.likeliest} for piece in pieces],
-        "text_offset": offsets[: len(tokens)],
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+async def begun(
+    worker: Worker,
+    record: Record,
+    limits: Limits,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    look: Look,
+) -> Reader:
+    """Ask for texts, within what the request's key may ask for; errors as `Worker.submit` and `Limits.begin`."""
+    texts = len(prompts) * len(samplings)
+    limits.begin(record.key, texts)
+    record.held.callback(limits.end, record.key, texts)
+    record.prompt_tokens = sum(map(len, prompts))
+    return await worker.submit(prompts, samplings, look=look)
+
+
+async def answered(answer: Answer, request: Request) -> Response:
+    """The answer as a stream, or whole; nothing more is written for a client that has gone."""
+    if answer.asked.stream:
+        return StreamingResponse(answer.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    whole, gone = asyncio.create_task(answer.whole()), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(whole.result()) if whole.done() else Response(status_code=CLIENT_GONE)
+    finally:
+        whole.cancel()
+        gone.cancel()
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,6 +1,7 @@
 """What a request to the API may hold, field by field; anything else is refused by its name.
 
-The names and meanings are the OpenAI dialect's, with this project's own sampling settings beside them.
+The names and meanings are the OpenAI dialect's (`return_token_ids`: vLLM's), with this project's own sampling settings
+beside them.
 """
 
 from __future__ import annotations
@@ -9,74 +10,148 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from rhapsode.inference.styles import Style
+
 MOST_TEXTS = 16
+MOST_PROMPTS = 256
 MOST_MESSAGES = 1000
+MOST_TOOLS = 128
 MOST_STOPS = 16
+MOST_TEMPERATURES = 64
 LONGEST_STOP = 200
 
 Number = StrictFloat | StrictInt
 Text = Annotated[StrictStr, Field(max_length=10_000_000)]
+Ids = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1_000_000)]
+Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+PromptIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_STOP)]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=200)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Fields that are not named are refused, and values are what they should be or are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class StreamOptions(_Strict):
-    """What a stream says besides the text."""
-
-    include_usage: StrictBool = False
-
-
-class Sampled(_Strict):
-    """How texts are drawn, and when they end: what both kinds of request have in common."""
+class Shaped(Strict):
+    """What makes tokens more or less likely, and which are kept: the steps of docs/generate.md without temperature."""
 
     model: StrictStr
-    temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    style: Style | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[StrictInt, Field(ge=0)] = 0
+    top_k: Annotated[StrictInt, Field(ge=0, le=2**31)] = 0
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
     typical_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = 1.0
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     logit_bias: Annotated[dict[StrictStr, Number], Field(max_length=1000)] | None = None
+
+
+class StreamOptions(Strict):
+    """What a stream says besides the text."""
+
+    include_usage: StrictBool = False
+
+
+class Sampled(Shaped):
+    """How texts are drawn, and when they end: what both kinds of request have in common."""
+
+    temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MOST_TEXTS)] = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
+    return_token_ids: StrictBool = False
     user: StrictStr | None = None
 
 
 class CompletionRequest(Sampled):
-    """POST /v1/completions: continue a prompt, a text or ids."""
+    """POST /v1/completions: continue a prompt, a text or ids, or several of them."""
 
-    prompt: Text | Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)] = 16
+    prompt: Text | Ids | Prompts | PromptIds
+    max_tokens: Annotated[StrictInt, Field(ge=0)] = 16
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    echo: StrictBool = False
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message; only text is read."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Strict):
-    """What one side said."""
+Content = Text | Annotated[list[TextPart], Field(max_length=1000)]
 
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=1000)]
+
+class CalledFunction(Strict):
+    """What an assistant called, and with what: JSON, as a text."""
+
+    name: Name
+    arguments: Text
+
+
+class ToolCall(Strict):
+    """A call that an assistant made."""
+
+    id: Name
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(Strict):
+    """What one side said; a tool's is what it answered."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
+    tool_call_id: Name | None = None
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
     def text(self) -> str:
         """All of it."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = self.content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class JsonSchema(_Strict):
+class Function(Strict):
+    """What a model may call."""
+
+    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class ToolDefinition(Strict):
+    """A function, as the only kind of tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Strict):
+    """A function by its name."""
+
+    name: Name
+
+
+class ToolChoice(Strict):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Strict):
     """A schema and its name."""
 
     name: StrictStr
@@ -85,7 +160,7 @@ class JsonSchema(_Strict):
     description: StrictStr | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """What the answer must be."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -101,3 +176,36 @@ class ChatRequest(Sampled):
     logprobs: StrictBool = False
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: StrictBool = True
+
+
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings: a vector for each text."""
+
+    model: StrictStr
+    input: Text | Ids | Prompts | PromptIds
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+    user: StrictStr | None = None
+
+
+class TokenizeRequest(Strict):
+    """POST /v1/tokenize: the ids of a prompt, or of a conversation up to where the assistant begins."""
+
+    model: StrictStr
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)] | None = None
+
+
+class NextRequest(Shaped):
+    """POST /v1/next: what may come next, at several temperatures, step by step."""
+
+    prompt: Text | Ids
+    prompt_length: Annotated[StrictInt, Field(ge=0)] | None = None
+    temperatures: Annotated[
+        list[Annotated[Number, Field(ge=0, le=100)]], Field(min_length=1, max_length=MOST_TEMPERATURES)
+    ] = [1.0]  # pydantic copies it
+    top: Annotated[StrictInt, Field(ge=1, le=100)] = 10
+    tokens: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(max_length=100)] = []

@@ -1,6 +1,6 @@
 """One model's engine in a thread of its own, for many asynchronous readers.
 
-worker = Worker(model, longest_queue=256); reader = await worker.submit(ids, [Sampling()])
+worker = Worker(model, longest_queue=256); reader = await worker.submit([ids], [Sampling()])
 async for piece in reader.pieces(): ...
 """
 
@@ -12,49 +12,65 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from rhapsode.base.errors import RhapsodeError
-from rhapsode.inference.engine import Request
+from rhapsode.inference.engine import Look, Request
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.text import Piece
+from rhapsode.model.decoder import Decoder
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 
 class Reader:
-    """The pieces of one request, as they come from the engine's thread."""
+    """The pieces of what was asked for together, as they come from the engine's thread.
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker, self._loop = worker, asyncio.get_running_loop()
+    Attributes:
+        requests: one for each prompt.
+    """
+
+    def __init__(self, worker: Worker, texts_of_one: int) -> None:
+        self._worker, self._loop, self._texts_of_one = worker, asyncio.get_running_loop(), texts_of_one
         # No longer than the texts can become: who reads slowly holds up nobody.
-        self._pieces: asyncio.Queue[tuple[list[Piece], bool]] = asyncio.Queue()
-        self.request: Request
+        self._pieces: asyncio.Queue[tuple[int, list[Piece], bool]] = asyncio.Queue()
+        self.requests: list[Request] = []
 
-    def deliver(self, pieces: list[Piece], last: bool) -> None:
-        """Hand over what was written; called by the engine's thread."""
+    def deliver(self, number: int, pieces: list[Piece], last: bool) -> None:
+        """Hand over what was written after a prompt; called by the engine's thread."""
         with suppress(RuntimeError):  # the loop has been closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (pieces, last))
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, pieces, last))
 
     async def pieces(self) -> AsyncGenerator[Piece]:
-        """Each piece as it is written. Who stops reading cancels this request, and no other.
+        """Each piece as it is written; rows count on from prompt to prompt. Who stops reading cancels all of it.
 
         Raises:
-            RhapsodeError: the request could not be finished.
+            RhapsodeError: one of the requests could not be finished.
         """
-        last = False
+        left = len(self.requests)
         try:
-            while not last:
-                pieces, last = await self._pieces.get()
+            while left:
+                number, pieces, last = await self._pieces.get()
                 for piece in pieces:
-                    yield piece
-            if self.request.error is not None:
-                raise self.request.error
+                    yield replace(piece, row=number * self._texts_of_one + piece.row)
+                left -= last
+                error = self.requests[number].error
+                if last and error is not None:
+                    raise error
         finally:
-            if not last:
-                self._worker.cancel(self.request)
+            if left:
+                self.cancel()
+
+    def cancel(self) -> None:
+        """Stop writing what was asked for."""
+        for request in self.requests:
+            self._worker.cancel(request)
 
 
 class Worker:
@@ -66,10 +82,11 @@ class Worker:
 
     def __init__(self, model: LanguageModel, *, longest_queue: int) -> None:
         self.model = model
-        self._engine = model.engine()
-        self._engine.longest_queue = longest_queue
+        self.engine = model.engine() if isinstance(model.model, Decoder) else None
+        if self.engine is not None:
+            self.engine.longest_queue = longest_queue
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._readers: dict[Request, Reader] = {}
+        self._readers: dict[Request, tuple[Reader, int]] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -80,50 +97,64 @@ class Worker:
 
     async def submit(
         self,
-        prompt: Sequence[int],
+        prompts: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
         *,
-        log_probabilities: int | None = None,
-        deadline: float | None = None,
+        look: Look = Look(),  # noqa: B008  # frozen
     ) -> Reader:
-        """Ask for texts from one prompt; arguments and errors as `Engine.submit`."""
-        reader, begun = Reader(self), Future[Request]()
-        ask = partial(
-            self._engine.submit,
-            prompt,
-            samplings,
-            self.model.end_ids,
-            deadline=deadline,
-            log_probabilities=log_probabilities,
-        )
-        self._orders.put(partial(self._begin, reader, begun, ask))
-        reader.request = await asyncio.wrap_future(begun)
+        """Ask for texts from prompts, for each as many as `samplings`; arguments and errors as `Engine.submit`."""
+        reader = Reader(self, len(samplings))
+        try:
+            await self.run(partial(self._begin, reader, prompts, samplings, look))
+        except asyncio.CancelledError:  # whoever asked has gone, perhaps when it had begun
+            self._orders.put(reader.cancel)
+            raise
         return reader
+
+    async def run(self, do: Callable[[], Result]) -> Result:
+        """Do something in the engine's thread, between two steps; what it raises is raised here."""
+        done = Future[Result]()
+
+        def order() -> None:
+            if not done.set_running_or_notify_cancel():  # whoever asked has gone already
+                return
+            try:
+                done.set_result(do())
+            except Exception as error:
+                done.set_exception(error)
+
+        self._orders.put(order)
+        return await asyncio.wrap_future(done)
 
     def cancel(self, request: Request) -> None:
         """Stop writing what a request asked for."""
         self._orders.put(partial(self._cancel, request))
 
-    def _begin(self, reader: Reader, begun: Future[Request], ask: Callable[[], Request]) -> None:
-        if not begun.set_running_or_notify_cancel():  # whoever asked has gone already
-            return
+    def _begin(
+        self, reader: Reader, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], look: Look
+    ) -> None:
+        self.model.decoder()
+        assert self.engine is not None
         try:
-            request = ask()
-        except RhapsodeError as error:
-            begun.set_exception(error)
-            return
-        self._readers[request] = reader
-        begun.set_result(request)
+            for prompt in prompts:
+                reader.requests.append(self.engine.submit(prompt, samplings, self.model.end_ids, look=look))
+        except RhapsodeError:
+            for request in reader.requests:
+                self.engine.cancel(request)
+            raise
+        self._readers.update((request, (reader, number)) for number, request in enumerate(reader.requests))
 
     def _cancel(self, request: Request) -> None:
-        self._engine.cancel(request)
+        assert self.engine is not None
+        self.engine.cancel(request)
         self._readers.pop(request, None)
 
     def _work(self) -> None:
         stopping = False
         while True:
+            idle = self.engine is None or self.engine.idle
             with suppress(Empty):
-                wait = self._engine.idle and not stopping
+                wait = idle and not stopping
                 while True:
                     order = self._orders.get(block=wait)
                     wait = False
@@ -131,19 +162,21 @@ class Worker:
                         stopping = True
                     else:
                         order()
-            if stopping and self._engine.idle:
-                return
+            if self.engine is None or self.engine.idle:
+                if stopping:
+                    return
+                continue
             try:
-                self._engine.step()
+                self.engine.step()
             except Exception as error:  # one step holds all texts: none of them can go on
                 log.exception("a step failed")
                 for request in list(self._readers):
                     request.error = error if isinstance(error, RhapsodeError) else RhapsodeError("a step failed here")
-                    self._engine.cancel(request)
-            for request, reader in list(self._readers.items()):
+                    self.engine.cancel(request)
+            for request, (reader, number) in list(self._readers.items()):
                 pieces = list(request.waiting)
                 request.waiting.clear()
                 if pieces or request.finished:
-                    reader.deliver(pieces, request.finished)
+                    reader.deliver(number, pieces, request.finished)
                 if request.finished:
                     del self._readers[request]

@@ -14,12 +14,12 @@ import torch
 
 from rhapsode.base.errors import InputError, NotFiniteError, RhapsodeError
 from rhapsode.inference import engine as module
-from rhapsode.inference.engine import Engine, QueueFullError, Request
+from rhapsode.inference.engine import Engine, Look, QueueFullError, Request
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.speculation import DraftModel, PromptLookup, Speculation
 from rhapsode.inference.step import Reading, TorchStep
-from rhapsode.inference.text import Piece, Text
+from rhapsode.inference.text import Likelihood, Piece, Text
 from rhapsode.model.block_cache import BLOCK
 
 
@@ -148,16 +148,45 @@ def test_log_probabilities_are_the_models_own(by_byte_pairs: LanguageModel) -> N
     engine, _ = new_engine(by_byte_pairs)
     prompt = [5, 6, 7]
     sampling = Sampling(temperature=2.0, top_k=3, max_new_tokens=5, seed=2)
-    pieces = list(engine.pieces(engine.submit(prompt, [sampling], (), log_probabilities=4)))
+    pieces = list(engine.pieces(engine.submit(prompt, [sampling], (), look=Look(likeliest=4, logits=True))))
     ids = torch.tensor([prompt + [piece.token for piece in pieces]])
-    expected = by_byte_pairs.logits(ids)[0, :, : by_byte_pairs.tokenizer.vocabulary_size].log_softmax(-1)
+    logits = by_byte_pairs.logits(ids)[0, :, : by_byte_pairs.tokenizer.vocabulary_size]
     for place, piece in enumerate(pieces, start=len(prompt) - 1):
-        best = expected[place].topk(4)
-        assert piece.log_probability == pytest.approx(float(expected[place, piece.token]), abs=1e-4)
-        assert [id for id, _ in piece.likeliest] == best.indices.tolist()
-        assert [value for _, value in piece.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert piece.likelihood is not None and piece.logits is not None
+        assert_is_likelihood(piece.likelihood, logits[place], piece.token, 4)
+        assert piece.logits == pytest.approx(logits[place].numpy(), abs=1e-4)
     (only, *_) = list(engine.pieces(engine.submit(prompt, [sampling], ())))
-    assert only.log_probability is None and only.likeliest == ()
+    assert only.likelihood is None and only.logits is None
+
+
+@pytest.mark.parametrize("length", [1, 2, BLOCK, 2 * BLOCK - 5])
+@pytest.mark.parametrize("speculates", [False, True])
+def test_a_prompt_is_judged_whatever_was_read_before(
+    by_byte_pairs: LanguageModel, monkeypatch: pytest.MonkeyPatch, length: int, speculates: bool
+) -> None:
+    monkeypatch.setattr(module, "PROMPT_TOKENS", 20)
+    engine, _ = new_engine(by_byte_pairs, speculation=PromptLookup() if speculates else None)
+    prompt = [3 + place % 7 for place in range(length)]
+    samplings = [Sampling(seed=seed, max_new_tokens=4) for seed in range(3)]
+    plain = written(engine, engine.submit(prompt, samplings, ()))
+    request = engine.submit(prompt, samplings, (), look=Look(likeliest=2, prompt=True))
+    other = engine.submit(prompt, samplings, ())
+    assert written(engine, request, other) == plain * 2
+    logits = by_byte_pairs.logits(torch.tensor([prompt]))[0, :, : by_byte_pairs.tokenizer.vocabulary_size]
+    first, *others = request.prompt
+    assert first is None and len(others) == length - 1
+    for place, found in enumerate(others):
+        assert found is not None
+        assert_is_likelihood(found, logits[place], prompt[place + 1], 2)
+
+
+def assert_is_likelihood(found: Likelihood, logits: torch.Tensor, token: int, count: int) -> None:
+    """What torch makes of the logits (vocabulary,)."""
+    expected = logits.log_softmax(-1)
+    best = expected.topk(count)
+    assert found.log_probability == pytest.approx(float(expected[token]), abs=1e-4)
+    assert [id for id, _ in found.likeliest] == best.indices.tolist()
+    assert [value for _, value in found.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
 def test_the_same_prompt_is_read_once(by_byte_pairs: LanguageModel) -> None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
-from rhapsode.serving.app import application
+from rhapsode.serving.app import Access, application
+from rhapsode.serving.models import Models
+from rhapsode.serving.server import server_for
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS
 from rhapsode.tokenizer.train import train_tokenizer
 
@@ -62,9 +63,8 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def served(folders: dict[str, Path]) -> Iterator[Served]:
     """A server of both models."""
     port = free_port()
-    models = {name: load(folder, "cpu") for name, folder in folders.items()}
-    app = application(models, hosts=frozenset({f"127.0.0.1:{port}"}), queue=QUEUE)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    models = Models(folders, device="cpu", memory=1 << 30, queue=QUEUE)
+    server = server_for(application(models, Access(frozenset({f"127.0.0.1:{port}"}))), "127.0.0.1", port)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -17,7 +17,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from rhapsode.inference.sampling import Sampling
-from rhapsode.serving.app import LARGEST_BODY, application
+from rhapsode.serving.app import Access, application
+from rhapsode.serving.guard import LARGEST_BODY
+from rhapsode.serving.models import Models
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
 from .conftest import QUEUE, Served, free_port
@@ -51,7 +53,8 @@ def test_bodies_are_bounded(served: Served) -> None:
 
 
 def test_the_key(served: Served) -> None:
-    app = application({"base": served.base}, hosts=frozenset(), api_key="secret é")
+    models = Models({"base": Path(served.base.where)}, device="cpu", memory=1 << 30, queue=QUEUE)
+    app = application(models, Access(keys=("other", "secret é")))
     with TestClient(app) as client:
         assert client.get("/health").status_code == 200
         for path in ("/v1/models", "/docs", "/openapi.json", "/nothing"):
@@ -104,7 +107,7 @@ def test_a_crowd_is_told_to_come_back(served: Served) -> None:
     body = {"model": "base", "prompt": "a", "max_tokens": 400, "n": 16, "temperature": 5.0}
 
     async def crowd() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=served.address, timeout=1) as client:
+        async with httpx.AsyncClient(base_url=served.address, timeout=5) as client:
             asked = (client.post("/v1/completions", json=body) for _ in range(2 * QUEUE // 16 + 30))
             return [
                 each
