@@ -1,6 +1,6 @@
 """The page in the browser, and the description of the API: `rhapsode serve runs/mytext`, then http://127.0.0.1:8000/.
 
-Everything comes from the package. The browser is told to load nothing from elsewhere and to run no script but these files.
+Everything comes from the package. The browser is told to load nothing from elsewhere, and to run no script but these.
 """
 
 from __future__ import annotations
