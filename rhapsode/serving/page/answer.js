@@ -18,8 +18,8 @@ export const answerNode = (model, sampling, { prompt = null, kept = [] } = {}) =
  * Write a node's answer, from `asked` on, until it ends or is stopped; what came stays in any case.
  * `grown(index)` is called after each piece.
  *
- * `contextLength` of the model, null where it is not known, bounds the tokens that are asked for: a prompt that leaves
- * less room than the settings allow gets an answer that is as long as there is room.
+ * A prompt that leaves less room in the model's context than the settings allow gets an answer that is as long as there
+ * is room; `contextLength(model)` says what that context is.
  */
 export async function writeAnswer(conversation, index, asked, { contextLength, grown }) {
   const node = conversation.nodes[index];
@@ -32,10 +32,11 @@ export async function writeAnswer(conversation, index, asked, { contextLength, g
   let count = 0;
   try {
     const { max_tokens: most, ...sampling } = node.sampling;
-    const length = await promptLength(node.model, asked, stopper.signal);
-    const context = contextLength ?? length.context;
-    const room = context - length.count + 1; // the last token need not be read
-    if (room < 1) throw new api.ServerError(tooLong(conversation, length.count, context));
+    const { count: length, context } = Array.isArray(asked.prompt)
+      ? { count: asked.prompt.length, context: await contextLength(node.model) }
+      : await api.measure(node.model, asked, stopper.signal);
+    const room = context - length + 1; // the last token need not be read
+    if (room < 1) throw new api.ServerError(tooLong(conversation, length, context));
     const body = { model: node.model, ...asked, ...sampling, max_tokens: Math.min(most, room) };
     for await (const piece of api.write(body, stopper.signal)) {
       if (piece.prompt) {
@@ -69,12 +70,3 @@ const tooLong = ({ mode }, count, context) =>
   mode === "chat"
     ? `The conversation has ${count} tokens, and the model can read ${context}. Begin a new one, or edit an earlier message.`
     : `The text has ${count} tokens, and the model can read ${context}. Shorten it, or begin a new one.`;
-
-async function promptLength(model, asked, signal) {
-  if (Array.isArray(asked.prompt)) {
-    const { max_model_len: context } = await api.model(model);
-    return { count: asked.prompt.length, context };
-  }
-  const { count, max_model_len: context } = await api.tokenize(model, asked, signal);
-  return { count, context };
-}

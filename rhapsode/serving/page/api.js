@@ -59,8 +59,20 @@ export const models = async () => (await json("/v1/models")).data;
 export const model = (name) => json(`/v1/models/${encodeURIComponent(name)}`);
 export const styles = () => json("/v1/styles");
 
-/** The ids of a prompt, of `{prompt: text}` or `{messages}`, and the model's context. */
-export const tokenize = (name, asked, signal) => json("/v1/tokenize", { model: name, ...asked }, signal);
+const measured = new Map();
+const MOST_MEASURED = 16;
+
+/** How many tokens a prompt has, of `{prompt: text}` or `{messages}`, and how many the model can read; remembered. */
+export async function measure(name, asked, signal) {
+  const body = { model: name, ...asked };
+  const key = JSON.stringify(body);
+  if (!measured.has(key)) {
+    const { count, max_model_len: context } = await json("/v1/tokenize", body, signal);
+    if (measured.size === MOST_MEASURED) measured.delete(measured.keys().next().value);
+    measured.set(key, { count, context });
+  }
+  return measured.get(key);
+}
 
 /** The distribution over the next token: see POST /v1/next. */
 export const next = (asked, signal) => json("/v1/next", asked, signal);

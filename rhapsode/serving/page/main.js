@@ -43,13 +43,17 @@ const modeOf = (model) => (model?.chat ? "chat" : "continuation");
 
 /** Know of a model what the server says only once it is loaded. */
 async function known(name) {
-  if (modelOf(name)?.chat === null) await api.tokenize(name, { prompt: "a" }).catch(() => {});
+  if (modelOf(name)?.chat === null) await api.measure(name, { prompt: "a" }).catch(() => {});
   if (!modelOf(name) || modelOf(name).chat === null) {
     const told = await api.model(name);
     models = models.map((each) => (each.id === name ? told : each));
   }
   return modelOf(name);
 }
+
+let choosing = null; // until it is known what the chosen model does
+
+const choose = () => (choosing = modelChosen());
 
 async function modelChosen() {
   const name = find("model").value;
@@ -172,6 +176,7 @@ async function importFile(file) {
 // --- writing
 
 async function send() {
+  await choosing;
   if (current.stopper || !chosenModel()) return;
   const text = input.value;
   const chat = current.mode === "chat";
@@ -214,13 +219,14 @@ async function write(index, asked) {
   const conversation = current;
   const node = conversation.nodes[index];
   notice(null);
-  const writing = writeAnswer(conversation, index, asked, { contextLength: modelOf(node.model)?.max_model_len ?? null, grown: (at) => grown(conversation, at) });
+  const writing = writeAnswer(conversation, index, asked, {
+    contextLength: async (name) => (await known(name)).max_model_len, grown: (at) => grown(conversation, at),
+  });
   show();
   toBottom();
   keep(conversation);
   await writing;
   keep(conversation);
-  if (modelOf(node.model)?.chat === null) await known(node.model).catch(() => {});
   if (conversation !== current) return;
   const atBottom = isAtBottom();
   const focused = document.activeElement === find("stop") || document.activeElement === document.body;
@@ -332,18 +338,18 @@ function measure() {
 async function length(model, signal) {
   const text = input.value;
   const last = current.last();
+  const context = model.max_model_len;
   if (current.mode === "chat") {
     const messages = [...current.messagesTo(last), ...(text ? [{ role: "user", content: text }] : [])];
-    if (messages.length === 0) return { count: 0, max_model_len: model.max_model_len };
-    return api.tokenize(model.id, { messages }, signal);
+    return messages.length > 0 ? api.measure(model.id, { messages }, signal) : { count: 0, context };
   }
   const ids = text ? null : current.idsTo(last);
-  if (ids) return { count: ids.length, max_model_len: model.max_model_len };
+  if (ids) return { count: ids.length, context };
   const prompt = current.textTo(last) + text;
-  return prompt ? api.tokenize(model.id, { prompt }, signal) : { count: 0, max_model_len: model.max_model_len };
+  return prompt ? api.measure(model.id, { prompt }, signal) : { count: 0, context };
 }
 
-function showMeter({ count, max_model_len: context }) {
+function showMeter({ count, context }) {
   const meter = find("meter");
   meter.hidden = !context;
   if (!context) return;
@@ -432,7 +438,7 @@ function listen() {
     drawer(false);
     input.focus();
   });
-  find("model").addEventListener("change", modelChosen);
+  find("model").addEventListener("change", choose);
   find("drawer-open").addEventListener("click", () => drawer(true));
   find("drawer-close").addEventListener("click", () => (drawer(false), find("drawer-open").focus()));
   find("backdrop").addEventListener("click", () => drawer(false));
@@ -499,7 +505,7 @@ async function start() {
   listen();
   begin();
   if (problem) notice(problem);
-  if (chosenModel()) await modelChosen();
+  if (chosenModel()) await choose();
   input.focus();
 }
 

@@ -256,8 +256,14 @@ export const speedText = (speed) => (speed < 10 ? speed.toFixed(1) : String(Math
 export const finishText = (finish) => FINISH[finish];
 
 function tokenSpan(token, k) {
-  const kind = token.end ? " end" : token.text === "" ? " part" : "";
-  return element("span", { class: `token ${colourOf(token.logprob)}${kind}`, "data-k": k, tabindex: -1 }, token.text);
+  return element("span", { class: `token ${colourOf(token.logprob)} ${kindOf(token)}`, "data-k": k, tabindex: -1 }, token.text);
+}
+
+/** Tokens that show nothing get a sign to click: the end, a line's break, a part of a character or one without form. */
+function kindOf({ text, end }) {
+  if (end) return "end";
+  if (/^[\r\n]+$/.test(text)) return "break";
+  return /^\p{C}*$/u.test(text) ? "part" : "";
 }
 
 /** The token on the line above or below that stands nearest. */
