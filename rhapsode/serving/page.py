@@ -124,33 +124,41 @@ def _field(name: str, form: Mapping[str, Any], required: bool, note: str = "") -
     }
 
 
-LIMITS = (
-    ("minimum", "at least {}"),
-    ("exclusiveMinimum", "above {}"),
-    ("maximum", "at most {}"),
-    ("exclusiveMaximum", "below {}"),
-    ("minLength", "at least {} characters"),
-    ("maxLength", "at most {} characters"),
-    ("minItems", "at least {}"),
-    ("maxItems", "at most {}"),
-    ("maxProperties", "at most {}"),
-)
+LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "ge": "at least {}",  # where a field may be of several kinds, pydantic writes its own names
+    "gt": "above {}",
+    "le": "at most {}",
+    "lt": "below {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {}",
+    "maxItems": "at most {}",
+    "maxProperties": "at most {}",
+}
 
 
 def _type(form: Mapping[str, Any]) -> str:
     """A field's type and limits in words."""
+    kind = _kind(form)
+    limits = [
+        told.format(f"{form[name]:,}" if isinstance(form[name], int) else form[name])
+        for name, told in LIMITS.items()
+        if name in form
+    ]
+    return f"{kind} ({', '.join(limits)})" if limits else kind
+
+
+def _kind(form: Mapping[str, Any]) -> str:
     if "$ref" in form:
         return _name(form)
     if "anyOf" in form:
-        return " or ".join(dict.fromkeys(_type(each) for each in form["anyOf"]))
+        kinds = list(dict.fromkeys(_type(each) for each in form["anyOf"]))
+        return " or ".join(kind for kind in kinds if not (kind == "integer" and "number" in kinds))
     if "enum" in form or "const" in form:
         return " or ".join(f'"{value}"' for value in form.get("enum", [form.get("const")]))
     kind = str(form.get("type", "anything"))
-    if kind == "array":
-        kind = f"list of {_type(form.get('items', {}))}"
-    limits = [
-        text.format(f"{form[key]:,}" if isinstance(form[key], int) else form[key])
-        for key, text in LIMITS
-        if key in form
-    ]
-    return f"{kind} ({', '.join(limits)})" if limits else kind
+    return f"list of {_type(form.get('items', {}))}" if kind == "array" else kind

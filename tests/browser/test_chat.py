@@ -1,4 +1,4 @@
-"""A conversation: streamed, stopped, written anew, edited, kept, taken out and in; by keyboard alone, and on a phone."""
+"""A conversation: streamed, stopped, written anew, edited, kept, taken out and in; by keyboard, and on a phone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_an_answer_is_what_the_server_writes(chat: Chat) -> None:
     told = chat.page.locator(".told")
     reason = "reached the most tokens allowed" if choice["finish_reason"] == "length" else "ended by itself"
     expect(told).to_have_text(re.compile(rf"^{len(choice['token_ids'])} tokens · [\d.]+ tokens/s · {reason}$"))
-    expect(chat.page.locator("#spoken")).to_contain_text(f"tuned: {choice['message']['content']}".split("\n")[0].strip())
+    first_line = choice["message"]["content"].strip().split("\n")[0]
+    expect(chat.page.locator("#spoken")).to_contain_text(first_line)
 
 
 def running(address: str) -> int:
@@ -97,7 +98,11 @@ def test_regenerating_and_editing_branch_and_arrows_step_between(chat: Chat) -> 
     expect(arrows).to_have_text("‹2/3›")
     assert chat.text() == texts[1]
     chat.say("Two?")  # goes on from the second version
-    assert [each["content"] for each in chat.asked("/v1/chat/completions")[-1]["messages"]] == ["One?", texts[1], "Two?"]
+    assert [each["content"] for each in chat.asked("/v1/chat/completions")[-1]["messages"]] == [
+        "One?",
+        texts[1],
+        "Two?",
+    ]
 
     page.locator(".user").first.hover()
     page.locator(".user").first.get_by_role("button", name="Edit").click()

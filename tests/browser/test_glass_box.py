@@ -133,7 +133,7 @@ def test_characters_in_parts(chat: Chat) -> None:
         tokens: list[dict[str, Any]] = []
         for start in range(0, len(data), size):
             part = list(data[start : start + size])
-            added = chat.page.evaluate(add, [tokens, {"id": 1, "text": "?", "bytes": part, "end": False, "special": False}])
+            added = chat.page.evaluate(add, [tokens, {"id": 1, "text": "?", "bytes": part}])
             tokens.append({"id": 1, "text": added, "bytes": part})
         assert "".join(token["text"] for token in tokens) == text
     names = """async (name) => (await import("/page/pieces.js")).namedBytes(name)"""

@@ -15,8 +15,8 @@ const same = (one, other) => one.length === other.length && one.every((byte, pla
 /** The text that one more token adds after others: the characters that are whole by now. */
 export function added(before, chosen) {
   if (chosen.end || chosen.special) return "";
-  let start = before.length; // where the unfinished character begins
-  while (start > 0 && before[start - 1].text === "" && before[start - 1].bytes) start -= 1;
+  let start = before.length; // no character begins before it and is unfinished
+  while (start > 0 && before[start - 1].bytes) start -= 1;
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   for (const each of before.slice(start)) decoder.decode(Uint8Array.from(each.bytes), { stream: true });
   return decoder.decode(Uint8Array.from(chosen.bytes), { stream: true });
