@@ -27,11 +27,10 @@ from rhapsode.model.folder import save_model
 from rhapsode.serving.app import Access, application
 from rhapsode.serving.limits import Limits
 from rhapsode.serving.models import Models
-from rhapsode.serving.server import server_for
+from rhapsode.serving.server import listening, server_for
 from rhapsode.tokenizer.train import train_tokenizer
 
 from ..inference.conftest import random_decoder
-from ..serving.conftest import free_port
 
 CONTEXT = 4096
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -64,13 +63,14 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @contextmanager
-def serving(folders: Mapping[str, Path], *, port: int | None = None, limits: Limits | None = None) -> Iterator[str]:
-    """The address of a server of these models, which ends with the block."""
-    port = port or free_port()
+def serving(folders: Mapping[str, Path], *, port: int = 0, limits: Limits | None = None) -> Iterator[str]:
+    """The address of a server of these models, which ends with the block; port 0 takes any that is free."""
+    socket = listening("127.0.0.1", port)
+    port = socket.getsockname()[1]
     models = Models(folders, device="cpu", memory=1 << 30, queue=100)
     access = Access(frozenset({f"127.0.0.1:{port}"}), limits=limits or Limits())
-    server = server_for(application(models, access), "127.0.0.1", port)
-    thread = threading.Thread(target=server.run)
+    server = server_for(application(models, access))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     while not server.started:
         time.sleep(0.01)

@@ -16,7 +16,6 @@ from playwright.sync_api import expect
 from rhapsode.serving.limits import Limits
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
-from ..serving.conftest import free_port
 from .conftest import PHONE, Chat, serving
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"alert(1)\"><b>bold</b> &amp; </textarea>"
@@ -254,7 +253,8 @@ def test_a_busy_server_says_when_to_come_back(make_chat: Callable[..., Chat], fo
         never = {str(id): -100 for id in Tokenizer.load(folders["tuned"]).special_tokens.values()}
         body = {"model": "tuned", "prompt": "Speak", "max_tokens": 4000, "stream": True, "logit_bias": never}
         with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as busy:
-            next(busy.iter_lines())
+            lines = busy.iter_lines()  # to be kept: the stream is closed with it
+            assert next(lines).startswith("data: {")
             chat.say("Hello")
             error = chat.page.locator(".model .error")
             expect(error).to_contain_text("1 texts of this key are being written, of 1 at most")
@@ -268,8 +268,7 @@ def test_a_busy_server_says_when_to_come_back(make_chat: Callable[..., Chat], fo
 def test_a_dead_server_is_said_and_a_new_one_goes_on(
     make_chat: Callable[..., Chat], folders: dict[str, Path], artefacts: Path
 ) -> None:
-    port = free_port()
-    with serving(folders, port=port) as address:
+    with serving(folders) as address:
         chat = make_chat(address).open()
         chat.say("Hello")
         written = chat.text()
@@ -279,7 +278,7 @@ def test_a_dead_server_is_said_and_a_new_one_goes_on(
     expect(chat.page.locator(".model .error")).to_have_text("The server cannot be reached. Is it still running?")
     assert chat.text(0) == written
     chat.page.screenshot(path=artefacts / "dead-server.png")
-    with serving(folders, port=port):
+    with serving(folders, port=int(address.rpartition(":")[2])):
         chat.page.get_by_role("button", name="Try again").click()
         chat.written()
         expect(chat.page.locator(".error")).to_have_count(0)
