@@ -32,6 +32,7 @@ from rhapsode.serving.messages import (
 )
 from rhapsode.serving.metrics import Metrics
 from rhapsode.serving.models import Models, NoRoomError, UnknownModelError, described
+from rhapsode.serving.page import add_page
 from rhapsode.serving.records import Log, record_of
 from rhapsode.serving.worker import Worker
 
@@ -64,7 +65,8 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         yield
         await models.stop()
 
-    app = FastAPI(title="Rhapsode", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="Rhapsode", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    add_page(app)
     limits = access.limits
 
     async def leased(request: Request, name: str) -> Worker:
