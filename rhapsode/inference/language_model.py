@@ -21,7 +21,7 @@ from rhapsode.base.machine import device as device_called
 from rhapsode.base.progress import Progress
 from rhapsode.base.settings import validated
 from rhapsode.exchange.opening import open_model
-from rhapsode.inference.beam_search import BeamSearch
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities

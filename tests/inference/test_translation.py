@@ -12,7 +12,7 @@ import torch
 
 from rhapsode.base.errors import InputError
 from rhapsode.base.files import write_json
-from rhapsode.inference.beam_search import BeamSearch
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.translation import folder_search
 from rhapsode.model.config import StackSizes
