@@ -21,10 +21,9 @@ import numpy as np
 from rhapsode.base.errors import InputError, RhapsodeError
 from rhapsode.inference.beams import BeamSearch, Hypothesis
 from rhapsode.inference.block_pool import BlockPool, Lease, blocks_of
-from rhapsode.inference.constraint import Constraint
 from rhapsode.inference.matching import Constraints, Matcher
 from rhapsode.inference.sampling import Sampling
-from rhapsode.inference.search import Search
+from rhapsode.inference.search import Search, check_search
 from rhapsode.inference.speculation import Speculation
 from rhapsode.inference.step import Reading, Step
 from rhapsode.inference.text import Likelihood, Piece, Text
@@ -189,9 +188,8 @@ class Engine:
         search: BeamSearch,
         end_ids: Collection[int],
         *,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         count: int | None = None,
-        stop: Sequence[str] = (),
-        constraint: Constraint | None = None,
         vocabulary_size: int | None = None,
         deadline: float | None = None,
     ) -> Request:
@@ -203,23 +201,23 @@ class Engine:
         Args:
             prompt: ids, at least one.
             end_ids: ids with which the model ends a text.
+            sampling: its bans, its stops, and what it holds texts to; nothing in it may say how tokens are drawn.
             count: hypotheses to give, at most as many as there are beams; None for all.
-            stop: texts end where they come to hold one of these.
-            constraint: what each text must be.
             vocabulary_size: only tokens below this are written; None for the tokenizer's.
             deadline: when it is too late, by `time.monotonic`.
 
         Raises:
             InputError: the prompt is empty or too long, the cache is too small for the beams, a token is unknown, the
-                text cannot be held to what it shall be, or more texts are asked for than there are beams.
+                text cannot be held to what it shall be, a setting that a search does not follow, or more texts asked
+                for than there are beams.
             QueueFullError: too many wait already.
         """
         with self._lock:
             guide = None
             if self._tokenizer is not None:
+                check_search(sampling)
                 most = search.max_new_tokens or self.context_length
-                sampling = Sampling(stop=tuple(stop), max_new_tokens=most)
-                guide = self._text(0, prompt, sampling, end_ids, constraint)
+                guide = self._text(0, prompt, replace(sampling, max_new_tokens=most), end_ids)
                 vocabulary_size = vocabulary_size or self._tokenizer.vocabulary_size
             assert vocabulary_size is not None, "without a tokenizer, the size of the vocabulary is needed"
             searched = Search(prompt, search, end_ids, self.context_length, vocabulary_size, guide, count)
@@ -231,30 +229,21 @@ class Engine:
                 )
             return self._submitted(Request([searched], deadline, Look()))
 
-    def _text(
-        self,
-        row: int,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        end_ids: Collection[int],
-        constraint: Constraint | None = None,
-    ) -> Text:
-        """A text that has not begun, held to what its sampling says or `constraint`."""
-        assert self._tokenizer is not None
-        matcher = self._matcher(constraint or sampling.constraint, sampling.stop_tokens, end_ids)
+    def _text(self, row: int, prompt: Sequence[int], sampling: Sampling, end_ids: Collection[int]) -> Text:
+        """A text that has not begun."""
+        assert self._tokenizer is not None, "texts are written with a tokenizer"
+        matcher = self._matcher(self._tokenizer, sampling, end_ids)
         return Text(row, prompt, sampling, self._tokenizer, end_ids, self.context_length, matcher)
 
-    def _matcher(
-        self, constraint: Constraint | None, stop_tokens: Sequence[str], end_ids: Collection[int]
-    ) -> Matcher | None:
+    def _matcher(self, tokenizer: Tokenizer, sampling: Sampling, end_ids: Collection[int]) -> Matcher | None:
         """What follows a text that must be of some form."""
+        constraint = sampling.constraint
         if constraint is None:
             return None
-        assert self._tokenizer is not None
-        stops = (self._tokenizer.token_to_id(name) for name in stop_tokens)
+        stops = (tokenizer.token_to_id(name) for name in sampling.stop_tokens)
         ends = frozenset((*end_ids, *(id for id in stops if id is not None)))
         if ends not in self._constraints:
-            self._constraints[ends] = Constraints(self._tokenizer, sorted(ends))
+            self._constraints[ends] = Constraints(tokenizer, sorted(ends))
             if len(self._constraints) > MOST_ENDS:
                 del self._constraints[next(iter(self._constraints))]
         return self._constraints[ends].matcher(constraint)

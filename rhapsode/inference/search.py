@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -10,7 +11,22 @@ import torch
 from rhapsode.base.errors import InputError
 from rhapsode.inference.beams import Beams, BeamSearch, Hypothesis
 from rhapsode.inference.block_pool import blocks_of, blocks_of_forks
+from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.text import FinishReason, Piece, Text, check_prompt
+
+FOLLOWED = ("banned_tokens", "json_schema", "regex", "grammar", "choice", "stop", "stop_tokens", "seed")
+"""Fields of `Sampling` that hold for a search too. Of any seed the text is the same."""
+
+
+def check_search(sampling: Sampling) -> None:
+    """Refuse settings that a search does not follow.
+
+    Raises:
+        InputError: one of them is not as if nothing had been said.
+    """
+    for field in fields(Sampling):
+        if field.name not in FOLLOWED and getattr(sampling, field.name) != getattr(Sampling(), field.name):
+            raise InputError("is for texts that are drawn; a search takes the most likely ones", where=field.name)
 
 
 class Search:
@@ -51,14 +67,16 @@ class Search:
         self._count = search.beams if count is None else count
         if not 1 <= self._count <= search.beams:
             raise InputError(f"{search.beams} beams find no {self._count} texts", where="count", todo="Use more beams.")
-        guided = text is not None and (text.stops.stops or text.matcher is not None)
+        guided = text is not None and (bool(text.stops.stops) or text.allowed() is not None)
         if guided and search.min_new_tokens:
-            raise InputError("cannot be kept where the text itself says when it ends", where="min_new_tokens")
+            todo = "Leave it out, or stop strings, bans, and what the text is held to."
+            raise InputError("cannot be kept where more is said of the text", where="min_new_tokens", todo=todo)
+        ends = {*end_ids, *(() if text is None else text.stop_ids)}
         room = context_length - len(prompt) + 1  # the last token that is written need not be read
         most_new = min(room, search.max_new_tokens or room)
         self.longest = len(prompt) + most_new
         self._most_new, self._end_ids, self._text = search.max_new_tokens, end_ids, text
-        self._beams = Beams(search, torch.tensor([self.ids]), most_new, end_ids, vocabulary, text if guided else None)
+        self._beams = Beams(search, torch.tensor([self.ids]), most_new, ends, vocabulary, text if guided else None)
         self.hypotheses: list[Hypothesis] = []
         self.finish_reason: FinishReason | None = None
 

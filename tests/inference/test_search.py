@@ -18,7 +18,6 @@ from rhapsode.base.errors import InputError, NotFiniteError, RhapsodeError
 from rhapsode.inference import engine as module
 from rhapsode.inference.beam_search import beam_search
 from rhapsode.inference.beams import BeamSearch, Hypothesis
-from rhapsode.inference.constraint import Constraint
 from rhapsode.inference.engine import Engine, QueueFullError, Request
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
@@ -181,7 +180,7 @@ def test_stop_strings_end_texts(by_characters: LanguageModel) -> None:
     stop = plain[0].ids[4]
     name = by_characters.token_text(stop)
     as_token = hypotheses(engine, engine.search(prompt, search, {stop}))
-    request = engine.search(prompt, search, (), stop=[name])
+    request = engine.search(prompt, search, (), sampling=Sampling(stop=(name,)))
     pieces = list(engine.pieces(request))
     assert_same(request.hypotheses, as_token[0])
     assert any(each.ended for each in request.hypotheses)
@@ -192,7 +191,9 @@ def test_stop_strings_end_texts(by_characters: LanguageModel) -> None:
     names = {id: by_characters.token_text(id) for id in range(vocabulary)}
     ends = {id for id, name in names.items() if len(name) == 1 and name not in "abc"}
     expected = hypotheses(engine, engine.search(prompt, search, ends))
-    found = hypotheses(engine, engine.search(prompt, search, (), stop=[names[id] for id in ends]))
+    found = hypotheses(
+        engine, engine.search(prompt, search, (), sampling=Sampling(stop=tuple(names[id] for id in ends)))
+    )
     assert_same(found[0], expected[0])
 
 
@@ -214,7 +215,8 @@ def test_texts_that_are_held_to_a_form_are_the_most_likely_of_that_form(
         "choice": ["yes", "no", "never"],
         "json_schema": ["true", "false", "null"],
     }[kind]
-    request = engine.search(prompt, BeamSearch(beams=20, length_penalty=0.0), (), constraint=Constraint(kind, source))
+    held = Sampling(choice=tuple(every)) if kind == "choice" else Sampling(**{kind: source})
+    request = engine.search(prompt, BeamSearch(beams=20, length_penalty=0.0), (), sampling=held)
     pieces = list(engine.pieces(request))
     # No token ends a text here, so that those which may go on, as "bc", are not found before they cannot.
     ended = [text for text in every if not any(other != text and other.startswith(text) for other in every)]
@@ -233,8 +235,7 @@ def test_a_form_and_a_stop_string_hold_together(by_byte_pairs: LanguageModel) ->
         by_byte_pairs.tokenizer.encode(PROMPT),
         BeamSearch(beams=4, max_new_tokens=12),
         by_byte_pairs.end_ids,
-        constraint=Constraint("regex", "[a-z]+"),
-        stop=["t"],
+        sampling=Sampling(regex="[a-z]+", stop=("t",)),
     )
     for piece in engine.pieces(request):
         assert re.fullmatch("[a-su-z]*", piece.text)
@@ -296,11 +297,13 @@ def test_what_cannot_be_searched_is_refused(by_byte_pairs: LanguageModel) -> Non
     with pytest.raises(InputError, match="count: 4 beams find no 5 texts"):
         engine.search([1], SEARCH, (), count=5)
     with pytest.raises(InputError, match="min_new_tokens: cannot be kept"):
-        engine.search([1], BeamSearch(beams=2, min_new_tokens=3), (), stop=["x"])
+        engine.search([1], BeamSearch(beams=2, min_new_tokens=3), (), sampling=Sampling(stop=("x",)))
     with pytest.raises(InputError, match="regex: cannot be held to"):
-        engine.search([1], SEARCH, (), constraint=Constraint("regex", "(a"))
-    with pytest.raises(InputError, match="stop: an empty string"):
-        engine.search([1], SEARCH, (), stop=[""])
+        engine.search([1], SEARCH, (), sampling=Sampling(regex="(a"))
+    drawn: dict[str, Any] = {"temperature": 0.7, "top_k": 3, "logit_bias": {"3": 1.0}, "max_new_tokens": 5}
+    for name, value in drawn.items():
+        with pytest.raises(InputError, match=f"{name}: is for texts that are drawn"):
+            engine.search([1], SEARCH, (), sampling=Sampling(**{name: value}))
     with pytest.raises(InputError, match="the prompt has 65 tokens"):
         engine.search([1] * 65, SEARCH, ())
     with pytest.raises(InputError, match="there is no token 100000"):
@@ -314,3 +317,20 @@ def test_a_text_that_nothing_may_follow_ends_there(by_byte_pairs: LanguageModel)
     request = engine.search([4], BeamSearch(beams=2, forbidden_ids=every), ())
     assert list(engine.pieces(request)) == [] and request.hypotheses == [Hypothesis([], 0.0, False)]
     assert engine.idle and engine.pool.held == 0
+
+
+def test_stop_tokens_end_texts_and_banned_ones_are_never_written(by_byte_pairs: LanguageModel) -> None:
+    (name,) = (name for name, id in by_byte_pairs.tokenizer.special_tokens.items() if id in by_byte_pairs.end_ids)
+    search = BeamSearch(beams=20, max_new_tokens=6, length_penalty=-2.0)
+    ended = by_byte_pairs.search(PROMPT, search)
+    banned = by_byte_pairs.search(PROMPT, search, sampling=Sampling(banned_tokens=(name,)))
+    assert {each.finish_reason for each in banned} == {"length"}
+    engine, _ = new_engine(by_byte_pairs)
+    request = engine.search(
+        by_byte_pairs.encode_prompt(PROMPT), search, (), sampling=Sampling(stop_tokens=(name,), seed=9)
+    )
+    pieces = list(engine.pieces(request))
+    assert [list(piece.ids) for piece in pieces] == [each.ids for each in ended]
+    renamed = {"end of text": "stop", "length": "length"}
+    assert [piece.finish_reason for piece in pieces] == [renamed[each.finish_reason] for each in ended]
+    assert "end of text" in [each.finish_reason for each in ended]
