@@ -42,7 +42,8 @@ def serve(
     Parameters
     ----------
     models: Path
-        Model folders, runs, GGUF files; each is served under its name, and loaded when it is first asked for.
+        Model folders, runs, GGUF files, each served under its name. The first is loaded at once, the others when they
+        are asked for.
     host: str
         The address to listen on.
     port: int
@@ -68,13 +69,15 @@ def serve(
     log_texts: bool
         Prompts and answers are in those lines too.
     """
+    import asyncio
+
     from rhapsode.base.machine import memory_bytes, prepare
     from rhapsode.base.progress import note
     from rhapsode.serving.app import Access, application
     from rhapsode.serving.limits import Limits
     from rhapsode.serving.models import Models
     from rhapsode.serving.records import Log
-    from rhapsode.serving.server import server_for
+    from rhapsode.serving.server import listening, server_for
 
     if not models:
         raise InputError("there is no model to serve", todo="As in: rhapsode serve runs/mytext")
@@ -91,14 +94,16 @@ def serve(
     names = [_name(path) for path in models]
     if len(set(names)) < len(names):
         raise InputError(f"two models have the name {max(names, key=names.count)!r}", todo="Rename one of the folders.")
+    listening_socket = listening(host, port)
     prepare(device)
     limit = int(memory * 1e9) if memory is not None else memory_bytes() * 3 // 4
     served = Models(dict(zip(names, models, strict=True)), device=device, memory=limit, queue=queue)
+    asyncio.run(served.load_first())  # whatever is wrong with it is told now
     hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")) if host in LOOPBACK else None
     access = Access(hosts or frozenset(), frozenset(allow_origin), keys, Limits(key_rate, key_queue))
     address = f"[{host}]" if ":" in host else host
     note(f"Serving {', '.join(names)} on http://{address}:{port} (API: /v1, described at /docs). Ctrl-C ends.")
-    server_for(application(served, access, Log(log, texts=log_texts)), host, port).run()
+    server_for(application(served, access, Log(log, texts=log_texts))).run(sockets=[listening_socket])
 
 
 def _name(path: Path) -> str:

@@ -46,10 +46,7 @@ def open_model(name: Path | str, device: torch.device | str = "cpu", *, tokenize
     if hub.is_name(path.as_posix()):
         found = hub.fetched(path.as_posix())
         return _open_folder(model_folder(found.folder), device, tokenizer, origin=found.origin)
-    todo = ADVICE
-    if hub.NAME.fullmatch(path.as_posix()):
-        todo = f"{ADVICE} To have {path.as_posix()!r} from the hub, write {path.as_posix()}@{hub.NEWEST}."
-    raise InputError("there is no such file or folder", where=str(path), todo=todo)
+    raise _nothing_at(path)
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,9 @@ def outline(name: Path | str) -> Outline:
         if kind == "llama2.c":
             return Outline("decoder", path.stat().st_size)
         _open_file(path, "cpu", None)  # says why it is not one
-    if not path.exists() and hub.is_name(path.as_posix()):
+    if not path.exists():
+        if not hub.is_name(path.as_posix()):
+            raise _nothing_at(path)
         path = hub.fetched(path.as_posix()).folder
     folder = model_folder(path)
     return Outline(load_config(folder).kind, 4 * TensorFiles(weight_files(folder), str(folder)).numbers)
@@ -99,6 +98,13 @@ def model_folder(folder: Path) -> Path:
         if inside
         else "Name a model folder, or a run that has saved its first model.",
     )
+
+
+def _nothing_at(path: Path) -> InputError:
+    todo = ADVICE
+    if hub.NAME.fullmatch(path.as_posix()):
+        todo = f"{ADVICE} To have {path.as_posix()!r} from the hub, write {path.as_posix()}@{hub.NEWEST}."
+    return InputError("there is no such file or folder", where=str(path), todo=todo)
 
 
 def _open_file(path: Path, device: torch.device | str, tokenizer: Path | None) -> Opened:

@@ -78,6 +78,8 @@ class Sampling:
     """Stop where the text comes to hold one of these; it is not shown."""
     stop_tokens: tuple[str, ...] = ()
     """Stop at one of these tokens, named as in the vocabulary (<|im_end|>)."""
+    shown_tokens: tuple[str, ...] = ()
+    """Control tokens whose names stand in the text where the model writes them; others are not shown."""
 
     def __post_init__(self) -> None:
         for name, annotation in get_type_hints(Sampling, include_extras=True).items():

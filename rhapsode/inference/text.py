@@ -118,7 +118,8 @@ class Text:
             self._not_banned = np.ones(self.vocabulary_size, dtype=bool)
             self._not_banned[banned] = False
         self.stops = StopStrings(sampling.stop)
-        self.decoder = StreamDecoder(tokenizer)
+        shown = [_token_id(tokenizer, name, "shown_tokens") for name in sampling.shown_tokens]
+        self.decoder = StreamDecoder(tokenizer, shown=shown)
         for id in prompt:  # some tokens read otherwise at the beginning of a text
             self.decoder.push(id)
         self.finish_reason: FinishReason | None = None

@@ -133,7 +133,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         return await looks.next_token(worker, asked, record_of(request), limits)
 
     _add_error_handlers(app)
-    metrics = Metrics(models, [path for route in app.routes if (path := getattr(route, "path", None))])
+    metrics = Metrics(models)
     over = [metrics.count] if log is None else [metrics.count, log.write]
     app.add_middleware(Guard, hosts=access.hosts, origins=access.origins, keys=access.keys, limits=limits, over=over)
     if access.origins:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from rhapsode.base.errors import InputError
-from rhapsode.inference.chat import ChatTemplate, Turn, is_tuned_for_chat
+from rhapsode.inference.call import Call, Tool
+from rhapsode.inference.call_reader import ToolReader
+from rhapsode.inference.chat import Turn, is_tuned_for_chat
 from rhapsode.inference.engine import Look
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.text import FinishReason, Piece
@@ -28,28 +31,63 @@ async def chat(worker: Worker, asked: ChatRequest, record: Record, limits: Limit
     model = worker.model
     if asked.top_logprobs is not None and not asked.logprobs:
         raise InputError("needs logprobs to be true", where="top_logprobs")
-    prompt = await conversation_ids(model, asked.messages, asked.model)
+    tools, choice = _tools(asked)
+    prompt = await conversation_ids(worker, asked.messages, asked.model, tools)
     record.prompts = [message.text() for message in asked.messages]
     wanted, field = asked.max_tokens, "max_tokens"
     if asked.max_completion_tokens is not None:
         wanted, field = asked.max_completion_tokens, "max_completion_tokens"
-    samplings = samplings_of(asked, room_for(model, prompt, wanted, field), json_schema=_form(asked.response_format))
+    fields: dict[str, Any] = {"json_schema": _form(asked.response_format)}
+    form = None
+    if tools:
+        form = await asyncio.to_thread(lambda: worker.tool_format)
+        fields = {
+            "grammar": form.grammar(tools, choice, asked.parallel_tool_calls),
+            "stop_tokens": form.stops,
+            "shown_tokens": form.shown,
+        }
+    samplings = samplings_of(asked, room_for(model, prompt, wanted, field), **fields)
     look = Look((asked.top_logprobs or 0) if asked.logprobs else None)
     reader = await begun(worker, record, limits, [prompt], samplings, look)
-    choices = [Reply(model, asked, prompt, record) for _ in samplings]
+    choices = [Reply(model, asked, prompt, record, form.reader() if form else None) for _ in samplings]
     return Answer(record, reader, asked, choices, "chat.completion", "chat.completion.chunk", "chatcmpl")
 
 
-async def conversation_ids(model: LanguageModel, messages: Sequence[Message], name: str) -> list[int]:
+async def conversation_ids(
+    worker: Worker, messages: Sequence[Message], name: str, tools: Sequence[Tool] = ()
+) -> list[int]:
     """The ids of a conversation, up to where the assistant begins its next turn.
 
     Raises:
         InputError: the model is not tuned for chat, or its template refuses the conversation.
     """
-    if not is_tuned_for_chat(model):
+    if not is_tuned_for_chat(worker.model):
         raise InputError("is not tuned for chat", where=name, todo="Ask /v1/completions to continue a text.")
-    turns = [Turn(message.role, message.text()) for message in messages if message.role != "tool"]
-    return await asyncio.to_thread(ChatTemplate(model).ids, turns)
+    turns = [_turn(message) for message in messages]
+    return await asyncio.to_thread(lambda: worker.template.ids(turns, tools))
+
+
+def _turn(message: Message) -> Turn:
+    calls = (Call(call.function.name, call.function.arguments, call.id) for call in message.tool_calls or ())
+    role = "system" if message.role == "developer" else message.role
+    return Turn(role, message.text(), tuple(calls), message.name, message.tool_call_id)
+
+
+def _tools(asked: ChatRequest) -> tuple[list[Tool], str]:
+    """The tools there are, and which are called: "none", "auto", "required", or the name of one."""
+    choice = asked.tool_choice
+    if not asked.tools:
+        if choice not in (None, "none"):
+            raise InputError("there are no tools", where="tool_choice")
+        return [], "none"
+    if asked.response_format is not None and asked.response_format.type != "text":
+        raise InputError("cannot be held to while tools may be called", where="response_format")
+    functions = [tool.function for tool in asked.tools]
+    tools = [
+        Tool(each.name, each.description or "", {"properties": {}} if each.parameters is None else each.parameters)
+        for each in functions
+    ]
+    return tools, choice if isinstance(choice, str) else "auto" if choice is None else choice.function.name
 
 
 def _form(asked: ResponseFormat | None) -> str | None:
@@ -64,11 +102,18 @@ def _form(asked: ResponseFormat | None) -> str | None:
 
 
 class Reply:
-    """One answer of the assistant."""
+    """One answer of the assistant: text, calls of tools, or both.
 
-    def __init__(self, model: LanguageModel, asked: ChatRequest, prompt: list[int], record: Record) -> None:
-        self._model, self._asked, self._prompt, self._record = model, asked, prompt, record
+    Args:
+        reader: finds the calls; None where there are no tools.
+    """
+
+    def __init__(
+        self, model: LanguageModel, asked: ChatRequest, prompt: list[int], record: Record, reader: ToolReader | None
+    ) -> None:
+        self._model, self._asked, self._prompt, self._record, self._reader = model, asked, prompt, record, reader
         self._content: list[str] = []
+        self._calls: list[dict[str, Any]] = []
         self._likelihoods: list[dict[str, Any]] = []
         self._ids: list[int] = []
 
@@ -79,22 +124,26 @@ class Reply:
         return opening
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
-        self._content.append(piece.text)
+        deltas = [self._delta(found) for found in self._found(piece)]
         self._ids.append(piece.token)
         told = None
         if piece.likelihood is not None:
             self._likelihoods.append(self._token(piece))
             told = {"content": self._likelihoods[-1:]}
-        part: dict[str, Any] = {"delta": {"content": piece.text}, "logprobs": told}
+        first: dict[str, Any] = {"delta": deltas[0] if deltas else {}, "logprobs": told}
         if self._asked.return_token_ids:
-            part["token_ids"] = [piece.token]
-        return [part]
+            first["token_ids"] = [piece.token]
+        return [first, *({"delta": delta, "logprobs": None} for delta in deltas[1:])]
 
     def whole(self) -> dict[str, Any]:
         content = "".join(self._content)
         self._record.answers.append(content)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self._calls:
+            calls = [{name: value for name, value in call.items() if name != "index"} for call in self._calls]
+            message |= {"content": content or None, "tool_calls": calls}
         choice: dict[str, Any] = {
-            "message": {"role": "assistant", "content": content, "refusal": None},
+            "message": message,
             "logprobs": {"content": self._likelihoods} if self._asked.logprobs else None,
         }
         if self._asked.return_token_ids:
@@ -102,7 +151,25 @@ class Reply:
         return choice
 
     def finish_reason(self, reason: FinishReason) -> str:
-        return FINISH[reason]
+        return "tool_calls" if self._calls and FINISH[reason] == "stop" else FINISH[reason]
+
+    def _found(self, piece: Piece) -> list[str | Call]:
+        """Text and calls that are certain with a piece."""
+        if self._reader is None:
+            return [piece.text]
+        found = self._reader.push(piece.text)
+        return found if piece.finish_reason is None else [*found, *self._reader.flush()]
+
+    def _delta(self, found: str | Call) -> dict[str, Any]:
+        """What a stream says of it; it is noted for the whole."""
+        if isinstance(found, str):
+            self._content.append(found)
+            return {"content": found}
+        # Nine letters and digits: some templates take no other ids back.
+        id = found.id or secrets.token_hex(5)[:9]
+        function = {"name": found.name, "arguments": found.arguments}
+        self._calls.append({"index": len(self._calls), "id": id, "type": "function", "function": function})
+        return {"tool_calls": self._calls[-1:]}
 
     def _token(self, piece: Piece) -> dict[str, Any]:
         control = frozenset(self._model.tokenizer.special_tokens.values())

@@ -98,6 +98,7 @@ class Guard:
                 return
             await self._app(scope, _given(body, receive), noted)
         finally:
+            record.route = getattr(scope.get("route"), "path", None)
             await record.held.aclose()
             for write in self._over:
                 write(record)

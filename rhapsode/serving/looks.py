@@ -31,7 +31,7 @@ async def tokens(worker: Worker, asked: TokenizeRequest, record: Record) -> dict
     if (asked.prompt is None) == (asked.messages is None):
         raise InputError("give one of them", where="prompt and messages")
     if asked.messages is not None:
-        ids = await conversation_ids(model, asked.messages, asked.model)
+        ids = await conversation_ids(worker, asked.messages, asked.model)
     else:
         ids = model.tokenizer.frame[0] + model.tokenizer.encode(asked.prompt or "")
     record.prompt_tokens = len(ids)

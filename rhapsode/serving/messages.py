@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rhapsode.inference.styles import Style
 
@@ -104,9 +104,9 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    """What one side said; a tool's is what it answered."""
+    """What one side said; a tool's is what it answered. `developer` is another word for `system`."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
@@ -115,6 +115,16 @@ class Message(Strict):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.role != "assistant" and (self.tool_calls or self.content is None):
+            raise ValueError(f"{'tool_calls are' if self.tool_calls else 'no content is'} for the role {self.role}")
+        if self.role == "assistant" and self.content is None and not self.tool_calls:
+            raise ValueError("there is neither content nor tool_calls")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id belongs to the role tool, and to no other")
+        return self
 
     def text(self) -> str:
         """All of it."""
@@ -125,7 +135,7 @@ class Message(Strict):
 class Function(Strict):
     """What a model may call."""
 
-    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.\-]{1,64}$")]
+    name: Name
     description: Text | None = None
     parameters: dict[str, Any] | None = None
     strict: StrictBool | None = None

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -18,14 +25,11 @@ UNKNOWN = "other"
 
 
 class Metrics:
-    """Counts requests.
+    """Counts requests."""
 
-    Args:
-        paths: of the routes.
-    """
-
-    def __init__(self, models: Models, paths: Iterable[str]) -> None:
-        self._paths, self._names = frozenset(paths), frozenset(served.name for served in models)
+    def __init__(self, models: Models) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._names = frozenset(served.name for served in models)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("rhapsode_requests", "Requests answered.", ("path", "status"), registry=registry)
         self._seconds = Histogram(
@@ -44,7 +48,7 @@ class Metrics:
 
     def count(self, record: Record) -> None:
         """Count a request that is over."""
-        path = record.path if record.path in self._paths else UNKNOWN
+        path = record.route or UNKNOWN
         self._requests.labels(path, str(record.status or 0)).inc()
         self._seconds.labels(path).observe(record.seconds())
         if record.model not in self._names:

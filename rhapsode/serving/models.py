@@ -130,6 +130,10 @@ class Models:
                     await self._load(served)
         return Lease(served)
 
+    async def load_first(self) -> None:
+        """Load the model that was named first; errors as `lease`."""
+        (await self.lease(next(iter(self._served)))).end()
+
     async def stop(self) -> None:
         """Put all away, when what was accepted is written."""
         for served in self:
@@ -139,6 +143,7 @@ class Models:
     async def _load(self, served: Served) -> None:
         await self._make_room(served, served.weights)
         model = await asyncio.to_thread(load, served.path, self._device)
+        model.where = served.name  # where it lies is nobody's business
         model.cache_bytes = self._memory // 4
         cache = 0
         if isinstance(model.model, Decoder):

@@ -22,6 +22,7 @@ class Record:
     """One request.
 
     Attributes:
+        route: the path of the route that answers it, names left open; None when it is none.
         key: the number of the key it came with; None where keys are not asked for, or it was none of them.
         held: what is given back when the request is over, however it ends.
         prompts: what the model was given, as text.
@@ -32,6 +33,7 @@ class Record:
     path: str
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     began: float = field(default_factory=time.monotonic)
+    route: str | None = None
     key: int | None = None
     model: str | None = None
     status: int | None = None

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import uvicorn
 from fastapi import FastAPI
 
+from rhapsode.base.errors import InputError
 from rhapsode.serving.guard import Impatient
 
 LARGEST_HEADERS = 64 << 10  # bytes
 MOST_CONNECTIONS = 1024
 
 
-def server_for(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    """A server, ready to run."""
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes any that is free.
+
+    Raises:
+        InputError: the address is none of this machine's, or in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
+    except socket.gaierror:
+        raise InputError(f"{host!r} is no address", where="--host", todo="As in: --host 0.0.0.0") from None
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
+        raise InputError(
+            f"cannot listen on {host}, port {port} ({reason})", todo="Choose another --port or --host."
+        ) from None
+
+
+def server_for(app: FastAPI) -> uvicorn.Server:
+    """A server, ready to run on sockets."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            host=host,
-            port=port,
             http=Impatient,
             ws="none",
             log_level="error",

@@ -13,15 +13,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from rhapsode.base.errors import RhapsodeError
+from rhapsode.inference.chat import ChatTemplate
 from rhapsode.inference.engine import Look, Request
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.text import Piece
+from rhapsode.inference.tools import ToolFormat
 from rhapsode.model.decoder import Decoder
 
 Result = TypeVar("Result")
@@ -94,6 +96,16 @@ class Worker:
         """Return when all that was asked for is written."""
         self._orders.put(None)
         self._thread.join()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's chat template; errors as its own."""
+        return ChatTemplate(self.model)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model calls tools; errors as `ToolFormat.of`."""
+        return ToolFormat.of(self.template)
 
     async def submit(
         self,

@@ -12,7 +12,7 @@ import codecs
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -421,27 +421,32 @@ class StreamDecoder:
 
     What comes out, with `flush` at the end, is what `Tokenizer.decode` gives for all the tokens at once; only kinds
     that space words by what follows (WordPiece) may differ in a space.
+
+    Args:
+        shown: special tokens whose names come out all the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
-        self._tokenizer, self._skip_special = tokenizer, skip_special
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, shown: Collection[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer._special_ids.difference(shown) if skip_special else frozenset()
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._ids: list[int] = []  # of kinds whose tokens are not simply joined
         self._written = ""
 
     def push(self, id: int) -> str:
         """The characters that `id` completes; empty when it completes none."""
+        if id in self._skipped:
+            return ""
         if self._tokenizer._joins_plainly:
-            skipped = self._skip_special and id in self._tokenizer._special_ids
-            return "" if skipped else self._bytes.decode(self._tokenizer.id_to_bytes(id))
+            return self._bytes.decode(self._tokenizer.id_to_bytes(id))
         self._ids.append(id)
-        return self._beyond_written(self._tokenizer.decode(self._ids, skip_special=self._skip_special).rstrip(UNKNOWN))
+        return self._beyond_written(self._tokenizer.decode(self._ids, skip_special=False).rstrip(UNKNOWN))
 
     def flush(self) -> str:
         """What is left at the end: an unfinished character as the replacement character."""
         if self._tokenizer._joins_plainly:
             return self._bytes.decode(b"", final=True)
-        return self._beyond_written(self._tokenizer.decode(self._ids, skip_special=self._skip_special))
+        return self._beyond_written(self._tokenizer.decode(self._ids, skip_special=False))
 
     def fork(self) -> StreamDecoder:
         """One for the same tokens so far, to which others then come."""

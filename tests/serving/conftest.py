@@ -16,7 +16,7 @@ from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.serving.app import Access, application
 from rhapsode.serving.models import Models
-from rhapsode.serving.server import server_for
+from rhapsode.serving.server import listening, server_for
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS
 from rhapsode.tokenizer.train import train_tokenizer
 
@@ -62,10 +62,11 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.fixture(scope="session")
 def served(folders: dict[str, Path]) -> Iterator[Served]:
     """A server of both models."""
-    port = free_port()
+    socket = listening("127.0.0.1", 0)
+    port = socket.getsockname()[1]
     models = Models(folders, device="cpu", memory=1 << 30, queue=QUEUE)
-    server = server_for(application(models, Access(frozenset({f"127.0.0.1:{port}"}))), "127.0.0.1", port)
-    thread = threading.Thread(target=server.run)
+    server = server_for(application(models, Access(frozenset({f"127.0.0.1:{port}"}))))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
