@@ -85,6 +85,10 @@ class Matcher:
         self._matcher.consume_token(token)
         self._check()
 
+    def fork(self) -> Matcher:
+        """Follows the same text so far, which then goes on otherwise."""
+        return Matcher(self._matcher.deep_copy(), self._constraint)
+
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().splitlines()[0]

@@ -450,6 +450,13 @@ class StreamDecoder:
             return self._bytes.decode(b"", final=True)
         return self._beyond_written(self._tokenizer.decode(self._ids, skip_special=False))
 
+    def fork(self) -> StreamDecoder:
+        """One for the same tokens so far, to which others then come."""
+        other = StreamDecoder(self._tokenizer, skip_special=self._skip_special)
+        other._bytes.setstate(self._bytes.getstate())
+        other._ids, other._written = list(self._ids), self._written
+        return other
+
     def _beyond_written(self, text: str) -> str:
         new = text[len(self._written) :]
         self._written += new
