@@ -118,10 +118,7 @@ class ChatTemplate:
         shown = [{"type": "function", "function": apart(tool.as_json()["function"])} for tool in tools]
         # A template may write JSON in ASCII: there the breaker is an escape.
         text = self.rendered(plain, shown or None, generation=True).replace(mark, breaker)
-        ids: list[int] = []
-        for part in text.split(breaker):
-            ids += self.model.tokenizer.encode(part, special=True)
-        return ids
+        return self.model.tokenizer.encode_apart(text.split(breaker))
 
     def rendered(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, *, generation: bool

@@ -356,11 +356,11 @@ class Engine:
         for row in logits:
             try:
                 token = text.draw(row)
+                piece = text.push(token)
             except RhapsodeError as error:
                 request.error = error
                 self.cancel(request)
                 return
-            piece = text.push(token)
             logits_of_all = row[: text.vocabulary_size]
             if request.look.likeliest is not None:
                 piece = replace(piece, likelihood=likelihood(logits_of_all, token, request.look.likeliest))
