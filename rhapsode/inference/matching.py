@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -17,6 +18,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from rhapsode.base.errors import InputError, shown
 from rhapsode.inference.constraint import Constraint
 from rhapsode.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 LONGEST = 100_000  # characters of a schema, expression, grammar, or of all choices
 # Some hundred milliseconds at most for making one, some ten for each token; tens of megabytes.
@@ -52,7 +56,7 @@ def grammar_of(constraint: Constraint) -> str:
     if not isinstance(value, dict | bool):
         raise InputError(f"{shown(value)} is not a schema, which is an object", where=constraint.kind)
     # As json.dumps has it: where any space may stand, small models write nothing but spaces.
-    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    spaces: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     try:
         return LLMatcher.grammar_from_json_schema(constraint.source, overrides=spaces)
     except ValueError as error:  # Python's reader knows deeper nesting and larger numbers

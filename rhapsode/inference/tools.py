@@ -25,7 +25,7 @@ from rhapsode.inference.call_reader import ToolReader
 from rhapsode.inference.chat import ChatTemplate
 from rhapsode.inference.matching import LIMITS, LONGEST
 
-AUTO, REQUIRED = "auto", "required"
+AUTO, REQUIRED, NONE = "auto", "required", "none"
 INDENTATION = r"\n {0,64}| "  # what may stand between the parts of JSON on several lines
 
 
@@ -67,8 +67,8 @@ class ToolFormat:
         """What an answer may be, in Lark's form as llguidance has it.
 
         Args:
-            choice: "auto" for any text, and at its end calls or none; "required" for calls and no text; else the name
-                of the tool that is called, once.
+            choice: "auto" for any text, and at its end calls or none; "required" for calls and no text; "none" for
+                text and no calls; else the name of the tool that is called, once.
             parallel: whether there may be several calls.
 
         Raises:
@@ -78,6 +78,8 @@ class ToolFormat:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InputError("is there twice", where=f"tool {twice}")
+        if choice == NONE:
+            return "\n".join(self._text_rules(calls=False))
         if choice not in (AUTO, REQUIRED):
             if choice not in names:
                 todo = nearest(choice, names) if names else None
@@ -104,11 +106,8 @@ class ToolFormat:
             between: what stands between two calls; None for one call only.
         """
         form = self.form
-        stop = f" ({_tokens(self._other_stops)})?" if self._other_stops else ""
-        rules = [f"start: {'answer' if text else 'calls'}{stop}"]
+        rules = self._text_rules() if text else [f"start: calls{self._stop()}"]
         lead = form.lead[len(form.trigger) :] if text else form.lead
-        if text:
-            rules += self._text_rules()
         more = " (next end)*" if between is not None else ""
         rules.append(f"calls: first end{more} {self._written(form.close)}")
         rules.append(f"end: {self._written(form.end)}")
@@ -119,8 +118,12 @@ class ToolFormat:
         rules += [f"arguments{number}: %json {self._schema(tool)}" for number, tool in enumerate(tools)]
         return rules
 
-    def _text_rules(self) -> list[str]:
-        """Text that holds no call, and how one begins after it.
+    def _stop(self) -> str:
+        """What may end an answer, besides the tokens that end every text."""
+        return f" ({_tokens(self._other_stops)})?" if self._other_stops else ""
+
+    def _text_rules(self, *, calls: bool = True) -> list[str]:
+        """Text that holds no call, and how one begins after it, where there may be `calls`.
 
         Control tokens may stand in it as they may without tools. They are not shown; so what stands before one is not
         the beginning of a trigger that would be complete after it.
@@ -128,7 +131,9 @@ class ToolFormat:
         form, trigger = self.form, "".join(self.form.trigger)
         before = r"/\s*/" if form.anchored else "ANY"
         begun = " | ".join(json.dumps(trigger[:size]) for size in range(0 if form.anchored else 1, len(trigger)))
+        last = "(TEXT | begun calls)?" if calls else "TEXT?"
         rules = [
+            f"start: answer{self._stop()}",
             "ANY: /(?s:.*)/",
             f"CALL: {before} {json.dumps(trigger)} ANY",
             "TEXT: /(?s:.+)/ & ~CALL",
@@ -138,10 +143,12 @@ class ToolFormat:
         others = _tokens(self._others)
         if form.anchored:
             some, more = (f"({others})*", f"(({others})+ /(?s:.+)/)* ({others})*") if others else ("", "")
-            rules.append(f"answer: {some} (TEXT | begun calls)?" + (f" | {some} DECIDED {more}" if others else ""))
+            rules.append(f"answer: {some} {last}" + (f" | {some} DECIDED {more}" if others else ""))
         else:
             some = f"(DECIDED? ({others}))*" if others else ""
-            rules.append(f"answer: {some} (TEXT | begun calls)?")
+            rules.append(f"answer: {some} {last}")
+        if not calls:
+            return rules
         if form.trigger[0] in form.control:
             return [*rules, f"begun: DECIDED? {self._written(form.trigger)}"]
         # Text and the beginning of a call are one lexeme: what is still text at every character cannot be cut.

@@ -461,7 +461,8 @@ class StreamDecoder:
 
     def fork(self) -> StreamDecoder:
         """One for the same tokens so far, to which others then come."""
-        other = StreamDecoder(self._tokenizer, skip_special=self._skip_special)
+        other = StreamDecoder(self._tokenizer)
+        other._skipped = self._skipped
         other._bytes.setstate(self._bytes.getstate())
         other._ids, other._written = list(self._ids), self._written
         return other
