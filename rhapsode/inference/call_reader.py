@@ -17,8 +17,8 @@ NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 class ToolReader:
     """Follows one answer.
 
-    Space before, between and after calls belongs to their form, and is no text. What begins like a call and goes on
-    otherwise is text.
+    Space before a call, between calls, and where the answer ends after one belongs to their form, and is no text. What
+    begins like a call and goes on otherwise is text.
     """
 
     def __init__(self, form: CallForm) -> None:
@@ -90,7 +90,7 @@ class ToolReader:
             return False
         arguments = self._held[self._at : end]
         try:
-            whole = isinstance(json.loads(arguments), dict)
+            whole = isinstance(json.loads(arguments, parse_int=float), dict)  # an int has a limit of its own
         except (ValueError, RecursionError):
             whole = False
         if not whole:

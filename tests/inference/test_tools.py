@@ -617,7 +617,12 @@ def test_names_that_no_call_can_hold_are_refused(name: str) -> None:
 def test_arguments_must_be_an_object(template_of: Callable[[str], ChatTemplate]) -> None:
     with pytest.raises(InputError, match="tool x: the arguments are of type 'array', not object"):
         Tool("x", "", {"type": "array"})
-    for arguments, words in (("{", "are not JSON"), ("[1]", "is not an object"), ("[" * 100_000, "are not JSON")):
+    for arguments, words in (
+        ("{", "are not JSON"),
+        ('{"a": NaN}', "are not JSON"),
+        ("[1]", "is not an object"),
+        ("[" * 100_000, "are not JSON"),
+    ):
         with pytest.raises(InputError, match=f"arguments of x: .*{words}"):
             template_of(QWEN).ids([Turn("user", "a"), Turn("assistant", calls=(Call("x", arguments),))])
 
