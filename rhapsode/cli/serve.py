@@ -29,6 +29,7 @@ def serve(
     queue: Annotated[int, Parameter(group=LIMITS, validator=validators.Number(gte=1, lte=100_000))] = 256,
     key_queue: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
     key_rate: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
+    deadline: Annotated[float | None, Parameter(group=LIMITS, validator=validators.Number(gt=0))] = None,
     log: Annotated[Path | None, Parameter(group=LOG)] = None,
     log_texts: Annotated[bool, Parameter(group=LOG)] = False,
 ) -> None:
@@ -66,6 +67,8 @@ def serve(
         Texts that each key may have waiting or being written; more are told to come back (503).
     key_rate: int
         Requests that each key may make in a minute; more are told to come back (429).
+    deadline: float
+        Seconds in which an answer must be there; one that is not is given up (504, or an error in its stream).
     log: Path
         Append a line of JSON for each request to this file, instead of standard error.
     log_texts: bool
@@ -102,7 +105,7 @@ def serve(
     served = Models(dict(zip(names, models, strict=True)), device=device, memory=limit, queue=queue)
     asyncio.run(served.load_first())  # whatever is wrong with it is told now
     hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")) if host in LOOPBACK else None
-    access = Access(hosts or frozenset(), frozenset(allow_origin), keys, Limits(key_rate, key_queue))
+    access = Access(hosts or frozenset(), frozenset(allow_origin), keys, Limits(key_rate, key_queue, deadline))
     address = f"[{host}]" if ":" in host else host
     note(f"Serving {', '.join(names)} on http://{address}:{port} (API: /v1, described at /docs). Ctrl-C ends.")
     # uvicorn raises the signal that ended it once more, when all is written: asked to end is no failure.

@@ -21,7 +21,7 @@ from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import STYLES
 from rhapsode.inference.text import FinishReason, Piece
 from rhapsode.serving.limits import Limits
-from rhapsode.serving.messages import Sampled, Shaped
+from rhapsode.serving.messages import ResponseFormat, Sampled, Shaped
 from rhapsode.serving.records import Record
 from rhapsode.serving.worker import Reader, Worker
 
@@ -46,12 +46,41 @@ def shaping(asked: Shaped, *names: str) -> dict[str, Any]:
     return values | {"logit_bias": asked.logit_bias or {}}
 
 
-def samplings_of(asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
-    """How each of the texts asked for is drawn; each has a seed of its own."""
+def samplings_of(model: LanguageModel, asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
+    """How each of the texts asked for is drawn; each has a seed of its own.
+
+    Raises:
+        InputError: the settings contradict each other or `fields`, or name tokens that there are not.
+    """
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
-    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
-    first = Sampling(**shaping(asked, "temperature"), stop=stop, seed=seed, max_new_tokens=most, **fields)
+    first = Sampling(
+        **shaping(asked, "temperature"),
+        regex=asked.regex,
+        grammar=asked.grammar,
+        choice=tuple(asked.choice or ()),
+        json_schema=_schema(asked.response_format),
+        stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
+        seed=seed,
+        max_new_tokens=most,
+    )
+    if fields and first.constraint is not None:
+        raise InputError("cannot be held to while tools may be called", where=first.constraint.kind)
+    check_ids(model, asked.stop_token_ids or (), "stop_token_ids")
+    stops = [model.tokenizer.id_to_token(id) for id in asked.stop_token_ids or ()]
+    stop_tokens = (*fields.pop("stop_tokens", ()), *stops)
+    first = replace(first, **fields, stop_tokens=stop_tokens)
     return [replace(first, seed=seed + number) for number in range(asked.n)]
+
+
+def _schema(asked: ResponseFormat | None) -> str | None:
+    """The JSON schema of what a text must be; None for any text."""
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return '{"type": "object"}'
+    if asked.json_schema is None:
+        raise InputError("needs json_schema", where="response_format")
+    return json.dumps(asked.json_schema.schema_)
 
 
 def room_for(model: LanguageModel, prompt: Sequence[int], wanted: int | None, field: str = "max_tokens") -> int:
@@ -210,7 +239,7 @@ async def begun(
     limits.begin(record.key, texts)
     record.held.callback(limits.end, record.key, texts)
     record.prompt_tokens = sum(map(len, prompts))
-    return await worker.submit(prompts, samplings, look=look)
+    return await worker.submit(prompts, samplings, look=look, deadline=limits.deadline())
 
 
 async def answered(answer: Answer, request: Request) -> Response:

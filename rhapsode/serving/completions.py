@@ -36,7 +36,7 @@ async def completion(worker: Worker, asked: CompletionRequest, record: Record, l
     most = min(room_for(model, ids, max(1, asked.max_tokens)) for ids in prompts)
     look = Look(asked.logprobs, prompt=asked.echo and asked.logprobs is not None)
     record.prompts = [text if isinstance(text, str) else model.tokenizer.decode(text) for text in texts]
-    reader = await begun(worker, record, limits, prompts, samplings_of(asked, most), look)
+    reader = await begun(worker, record, limits, prompts, samplings_of(model, asked, most), look)
     choices = [
         Continuation(model, asked, ids, text, request, record)
         for ids, text, request in zip(prompts, record.prompts, reader.requests, strict=True)

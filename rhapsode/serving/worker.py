@@ -113,11 +113,12 @@ class Worker:
         samplings: Sequence[Sampling],
         *,
         look: Look = Look(),  # noqa: B008  # frozen
+        deadline: float | None = None,
     ) -> Reader:
         """Ask for texts from prompts, for each as many as `samplings`; arguments and errors as `Engine.submit`."""
         reader = Reader(self, len(samplings))
         try:
-            await self.run(partial(self._begin, reader, prompts, samplings, look))
+            await self.run(partial(self._begin, reader, prompts, samplings, look, deadline))
         except asyncio.CancelledError:  # whoever asked has gone, perhaps when it had begun
             self._orders.put(reader.cancel)
             raise
@@ -143,13 +144,19 @@ class Worker:
         self._orders.put(partial(self._cancel, request))
 
     def _begin(
-        self, reader: Reader, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], look: Look
+        self,
+        reader: Reader,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        look: Look,
+        deadline: float | None,
     ) -> None:
         self.model.decoder()
         assert self.engine is not None
         try:
             for prompt in prompts:
-                reader.requests.append(self.engine.submit(prompt, samplings, self.model.end_ids, look=look))
+                request = self.engine.submit(prompt, samplings, self.model.end_ids, look=look, deadline=deadline)
+                reader.requests.append(request)
         except RhapsodeError:
             for request in reader.requests:
                 self.engine.cancel(request)
