@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,6 +151,8 @@ def run_server(
     note(f"Serving {', '.join(names)} on {address} (API: /v1, described at /docs). Ctrl-C ends.")
     if browser:
         webbrowser.open(address)  # the socket listens: what comes before the server runs waits
+    # uvicorn raises the signal that ended it once more, when all is written: asked to end is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server_for(app).run(sockets=[listening_socket])
 
 

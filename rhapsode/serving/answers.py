@@ -43,7 +43,7 @@ def shaping(asked: Shaped, *names: str) -> dict[str, Any]:
     values = {name: getattr(asked, name) for name in (*SHAPING, *names)}
     style = STYLES[asked.style] if asked.style is not None else {}
     values |= {name: value for name, value in style.items() if name in values and name not in asked.model_fields_set}
-    return values | {"logit_bias": {id: float(value) for id, value in (asked.logit_bias or {}).items()}}
+    return values | {"logit_bias": asked.logit_bias or {}}
 
 
 def samplings_of(asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
@@ -159,7 +159,8 @@ class Answer:
                     reason = None if piece.finish_reason is None else choice.finish_reason(piece.finish_reason)
                     yield event(piece.row, parts[-1], reason)
         except RhapsodeError as error:
-            yield _event({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
+            kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
+            yield _event({"error": {"message": error.message, "type": kind, "param": error.where, "code": None}})
             return
         if with_usage:
             yield _event({**frame, "choices": [], "usage": self._usage()})
@@ -203,6 +204,8 @@ async def begun(
     look: Look,
 ) -> Reader:
     """Ask for texts, within what the request's key may ask for; errors as `Worker.submit` and `Limits.begin`."""
+    for sampling in samplings[:1]:  # they differ in their seeds
+        check_ids(worker.model, [int(id) for id in sampling.logit_bias], "logit_bias")
     texts = len(prompts) * len(samplings)
     limits.begin(record.key, texts)
     record.held.callback(limits.end, record.key, texts)

@@ -20,6 +20,7 @@ from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import STYLES
 from rhapsode.serving import chats, completions, looks
 from rhapsode.serving.answers import SHAPING, answered
+from rhapsode.serving.bodies import StrictRoute
 from rhapsode.serving.embeddings import embeddings
 from rhapsode.serving.guard import Guard, refusal
 from rhapsode.serving.limits import Limits
@@ -37,6 +38,7 @@ from rhapsode.serving.records import Log, record_of
 from rhapsode.serving.worker import Worker
 
 RETRY_SECONDS = 5
+LONGEST_PLACE = 200  # characters of a field's name in a message: it may be the client's own
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,15 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         yield
         await models.stop()
 
-    app = FastAPI(title="Rhapsode", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Rhapsode",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = StrictRoute
     add_page(app)
     limits = access.limits
 
@@ -157,8 +167,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         field = errors[0]["loc"][1:2]
         # Of a field that may be of several kinds, the one that fits best has its mistake deepest inside.
         told = max((each for each in errors if each["loc"][1:2] == field), key=lambda each: len(each["loc"]))
+        if not field:
+            return refusal(400, "the body must be a JSON object, sent as application/json")
+        # Between the names stand the kinds a value might be of, which are no part of the request.
         parts = [str(part) for part in told["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-        place = ".".join(parts)
+        place = ".".join(parts)[:LONGEST_PLACE]
         return refusal(400, f"{place}: {told['msg']}" if place else told["msg"], place or None)
 
     @app.exception_handler(InputError)
