@@ -12,10 +12,12 @@ from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import Style
 
 if TYPE_CHECKING:
+    from rhapsode.inference.language_model import LanguageModel
     from rhapsode.inference.text import Piece
 
 SAMPLING = Group.create_ordered("Sampling", help="The steps act in this order; docs/generate.md explains them.")
 
+MOST_BEAMS = 1000
 LONGEST_HINT = 60  # characters of a prompt that is repeated in a hint
 
 REASONS = {
@@ -33,6 +35,8 @@ def generate(
     *,
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 1,
+    beams: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=MOST_BEAMS))] = 1,
+    length_penalty: float | None = None,
     device: str = "auto",
     speculate: str | None = None,
     style: Annotated[Style | None, Parameter(group=SAMPLING)] = None,
@@ -53,7 +57,12 @@ def generate(
     prompt: str
         The same; - reads it from standard input, without the line end that closes it.
     count: int
-        Write so many texts, from this seed and those after it.
+        Write so many texts, from this seed and those after it; with --beams, the most likely ones, the best first.
+    beams: int
+        Search for the most likely text instead of drawing one, following so many beginnings side by side; 1 draws.
+    length_penalty: float
+        A text's log probability is divided by its length to this power, 1 unless given: above 0 longer texts win, below
+        0 shorter.
     device: str
         auto, cpu, cuda or mps.
     speculate: str
@@ -75,10 +84,18 @@ def generate(
         raise InputError("there are two prompts", todo="Give PROMPT or --prompt.")
     text = words if prompt is None else prompt
     text = _standard_input() if text == "-" else text
+    if beams == 1 and length_penalty is not None:
+        raise InputError("is for searches", where="--length-penalty", todo="Give --beams too.")
+    if beams > 1 and (style or speculate):
+        flag = "--style" if style else "--speculate"
+        raise InputError("is for texts that are drawn; --beams search", where=flag, todo="Leave one of them out.")
     prepare(device)
     language_model = load(model, device)
     if speculate:
         language_model.speculate("prompt" if speculate == "prompt" else load(speculate, device))
+    if beams > 1:
+        _search(language_model, model, text, sampling, count, beams, 1.0 if length_penalty is None else length_penalty)
+        return
     samplings = [replace(sampling, seed=sampling.seed + number) for number in range(count)]
     start = time.monotonic()
     last = _show(text, language_model.stream_several(text, samplings), samplings)
@@ -91,6 +108,46 @@ def generate(
     note(f"{rate:.0f} tokens/s{right}")
     again = quote(text) if len(text) < LONGEST_HINT else "PROMPT"
     note(f"next: rhapsode generate {quote(str(model))} {again} --seed {sampling.seed + count}")
+
+
+def _search(
+    language_model: LanguageModel,
+    model: Path,
+    prompt: str,
+    sampling: Sampling,
+    count: int,
+    beams: int,
+    length_penalty: float,
+) -> None:
+    """Print the most likely texts one after another."""
+    import time
+    from dataclasses import replace
+    from shlex import quote
+
+    from rhapsode.base.errors import InputError
+    from rhapsode.base.progress import note
+
+    if count > beams:
+        raise InputError(f"{beams} beams find no {count} texts", where="--count", todo="Use more --beams.")
+    start = time.monotonic()
+    found = language_model.search(
+        prompt,
+        beams=beams,
+        length_penalty=length_penalty,
+        max_new_tokens=sampling.max_new_tokens,
+        sampling=replace(sampling, max_new_tokens=Sampling().max_new_tokens),
+        count=count,
+    )
+    for number, each in enumerate(found, start=1):
+        head = f"--- text {number} ---\n" if count > 1 else ""
+        print(f"{head}{prompt}{each.text}")
+    for number, each in enumerate(found, start=1):
+        why = REASONS[each.finish_reason].format(sampling=sampling, config=language_model.config)
+        name = f"text {number}: " if count > 1 else ""
+        note(f"{name}score {each.score:.4f}, {len(each.ids)} tokens, {why}")
+    note(f"{beams} beams, {time.monotonic() - start:.1f} s")
+    again = quote(prompt) if len(prompt) < LONGEST_HINT else "PROMPT"
+    note(f"next: rhapsode generate {quote(str(model))} {again} --beams {min(2 * beams, MOST_BEAMS)}")
 
 
 def _show(prompt: str, pieces: Iterator[Piece], samplings: list[Sampling]) -> list[tuple[int, str]]:

@@ -74,7 +74,9 @@ class CallShape:
         message["tool_calls"] = []
         for call in calls:
             value = call.value()
-            function = {"name": call.name, "arguments": value if self.arguments == "object" else call.arguments or "{}"}
+            # Models are trained on JSON of one spacing; clients write any.
+            arguments = value if self.arguments == "object" else json.dumps(value, ensure_ascii=False)
+            function = {"name": call.name, "arguments": arguments}
             message["tool_calls"].append({"id": call.id, "type": "function", "function": function})
         return message
 

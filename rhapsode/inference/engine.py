@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rhapsode.base.errors import InputError, RhapsodeError
-from rhapsode.inference.block_pool import BlockPool, Lease
+from rhapsode.inference.beams import BeamSearch, Hypothesis
+from rhapsode.inference.block_pool import BlockPool, Lease, blocks_of
 from rhapsode.inference.matching import Constraints, Matcher
 from rhapsode.inference.sampling import Sampling
+from rhapsode.inference.search import Search, check_search
 from rhapsode.inference.speculation import Speculation
 from rhapsode.inference.step import Reading, Step
 from rhapsode.inference.text import Likelihood, Piece, Text
@@ -44,6 +46,10 @@ class QueueFullError(RhapsodeError):
     """More texts wait than may."""
 
 
+class TooLateError(RhapsodeError):
+    """The deadline of a request has come before its end."""
+
+
 @dataclass(frozen=True)
 class Look:
     """What is told of each token, besides the token."""
@@ -57,9 +63,10 @@ class Look:
 
 
 class Request:
-    """Texts that were asked for together, from one prompt.
+    """Texts that were asked for together, from one prompt; or a search, which counts as one text.
 
     Attributes:
+        hypotheses: what a search has found, the best first; empty until it ends.
         look: what is told of each token besides the token.
         prompt: how likely each token of the prompt was, where that was asked for; None for the first one.
         guessed: tokens that speculation proposed, and `accepted`, how many of them were drawn.
@@ -67,8 +74,9 @@ class Request:
         cached: tokens of the prompt that had been read before, for another text.
     """
 
-    def __init__(self, texts: Sequence[Text], deadline: float | None, look: Look) -> None:
+    def __init__(self, texts: Sequence[Text | Search], deadline: float | None, look: Look) -> None:
         self.texts, self.deadline, self.look = texts, deadline, look
+        self.hypotheses: list[Hypothesis] = []
         self.prompt: list[Likelihood | None] = [None] if look.prompt else []
         self.guessed = self.accepted = 0
         self.waiting: deque[Piece] = deque()
@@ -82,17 +90,16 @@ class Request:
 
 
 class _Running:
-    """A text that has its blocks, and how much of it was read."""
+    """A text that has its blocks, or one beam of a search, and how much of it was read."""
 
-    def __init__(self, request: Request, text: Text, lease: Lease) -> None:
-        self.request, self.text, self.lease = request, text, lease
-        self.read = lease.shared
+    def __init__(self, request: Request, text: Text | Search, lease: Lease, ids: list[int], read: int) -> None:
+        self.request, self.text, self.lease, self.ids, self.read = request, text, lease, ids, read
         self.guesses: list[int] = []
         self.most_guesses = FIRST_GUESSES
 
     @property
     def unread(self) -> int:
-        return len(self.text.ids) - self.read
+        return len(self.ids) - self.read
 
     @property
     def looks_at_prompt(self) -> bool:
@@ -105,6 +112,7 @@ class Engine:
 
     Args:
         step: computes the logits.
+        tokenizer: None where nothing is asked for but searches for ids.
         context_length: tokens that the model can read.
         speculation: makes guesses for texts; None for none.
         longest_queue: texts that may wait; None for any number.
@@ -116,7 +124,7 @@ class Engine:
     def __init__(
         self,
         step: Step,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         context_length: int,
         *,
         speculation: Speculation | None = None,
@@ -127,7 +135,7 @@ class Engine:
         self.pool = BlockPool(step.blocks)
         self.guessed = self.accepted = 0
         self._constraints: dict[frozenset[int], Constraints] = {}
-        self._queue: deque[tuple[Request, Text]] = deque()
+        self._queue: deque[tuple[Request, Text | Search]] = deque()
         self._running: list[_Running] = []
         self._lock = threading.RLock()
 
@@ -143,7 +151,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Texts that are being written."""
+        """Texts that are being written; each beam is one."""
         return len(self._running)
 
     def submit(
@@ -169,42 +177,87 @@ class Engine:
             QueueFullError: too many wait already.
         """
         with self._lock:
-            texts = [
-                Text(
-                    row,
-                    prompt,
-                    sampling,
-                    self._tokenizer,
-                    end_ids,
-                    self.context_length,
-                    self._matcher(sampling, end_ids),
-                )
-                for row, sampling in enumerate(samplings)
-            ]
+            texts = [self._text(row, prompt, sampling, end_ids) for row, sampling in enumerate(samplings)]
             for text in texts:
-                if -(-(text.longest - 1) // BLOCK) > self.pool.count:
+                if blocks_of(text.longest - 1) > self.pool.count:
                     raise InputError(
                         f"a text of {text.longest} tokens is longer than the cache of {self.pool.count * BLOCK}",
                         todo="Ask for fewer new tokens.",
                     )
-            if self.longest_queue is not None and len(self._queue) + len(texts) > self.longest_queue:
-                raise QueueFullError(f"{len(self._queue)} texts are waiting already", todo="Try again later.")
-            request = Request(texts, deadline, look)
-            self._queue.extend((request, text) for text in texts)
-            return request
+            return self._submitted(Request(texts, deadline, look))
 
-    def _matcher(self, sampling: Sampling, end_ids: Collection[int]) -> Matcher | None:
+    def search(
+        self,
+        prompt: Sequence[int],
+        search: BeamSearch,
+        end_ids: Collection[int],
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        count: int | None = None,
+        vocabulary_size: int | None = None,
+        deadline: float | None = None,
+    ) -> Request:
+        """Ask for the most likely texts from a prompt: `hypotheses`, and as pieces, each text in one, when it ends.
+
+        The beams are read in the same steps as everybody's texts. What is found does not depend on the texts beside
+        it, beyond the rounding of fp32 sums.
+
+        Args:
+            prompt: ids, at least one.
+            end_ids: ids with which the model ends a text.
+            sampling: its bans, its stops, and what it holds texts to; nothing in it may say how tokens are drawn.
+            count: hypotheses to give, at most as many as there are beams; None for all.
+            vocabulary_size: only tokens below this are written; None for the tokenizer's.
+            deadline: when it is too late, by `time.monotonic`.
+
+        Raises:
+            InputError: the prompt is empty or too long, the cache is too small for the beams, a token is unknown, the
+                text cannot be held to what it shall be, a setting that a search does not follow, or more texts asked
+                for than there are beams.
+            QueueFullError: too many wait already.
+        """
+        with self._lock:
+            guide = None
+            if self._tokenizer is not None:
+                check_search(sampling)
+                most = search.max_new_tokens or self.context_length
+                guide = self._text(0, prompt, replace(sampling, max_new_tokens=most), end_ids)
+                vocabulary_size = vocabulary_size or self._tokenizer.vocabulary_size
+            assert vocabulary_size is not None, "without a tokenizer, the size of the vocabulary is needed"
+            searched = Search(prompt, search, end_ids, self.context_length, vocabulary_size, guide, count)
+            if searched.blocks > self.pool.count:
+                raise InputError(
+                    f"{search.beams} beams of {searched.longest} tokens are more than the cache of "
+                    f"{self.pool.count * BLOCK}",
+                    todo="Ask for fewer beams, or fewer new tokens.",
+                )
+            return self._submitted(Request([searched], deadline, Look()))
+
+    def _text(self, row: int, prompt: Sequence[int], sampling: Sampling, end_ids: Collection[int]) -> Text:
+        """A text that has not begun."""
+        assert self._tokenizer is not None, "texts are written with a tokenizer"
+        matcher = self._matcher(self._tokenizer, sampling, end_ids)
+        return Text(row, prompt, sampling, self._tokenizer, end_ids, self.context_length, matcher)
+
+    def _matcher(self, tokenizer: Tokenizer, sampling: Sampling, end_ids: Collection[int]) -> Matcher | None:
         """What follows a text that must be of some form."""
         constraint = sampling.constraint
         if constraint is None:
             return None
-        stops = (self._tokenizer.token_to_id(name) for name in sampling.stop_tokens)
+        stops = (tokenizer.token_to_id(name) for name in sampling.stop_tokens)
         ends = frozenset((*end_ids, *(id for id in stops if id is not None)))
         if ends not in self._constraints:
-            self._constraints[ends] = Constraints(self._tokenizer, sorted(ends))
+            self._constraints[ends] = Constraints(tokenizer, sorted(ends))
             if len(self._constraints) > MOST_ENDS:
                 del self._constraints[next(iter(self._constraints))]
         return self._constraints[ends].matcher(constraint)
+
+    def _submitted(self, request: Request) -> Request:
+        """Let a request wait for its turn."""
+        if self.longest_queue is not None and len(self._queue) + len(request.texts) > self.longest_queue:
+            raise QueueFullError(f"{len(self._queue)} texts are waiting already", todo="Try again later.")
+        self._queue.extend((request, text) for text in request.texts)
+        return request
 
     def cancel(self, request: Request) -> None:
         """Stop writing what a request asked for; its blocks are free at once."""
@@ -233,6 +286,11 @@ class Engine:
         finally:
             self.cancel(request)
 
+    def finish(self, request: Request) -> None:
+        """Compute steps until a request is finished; errors as `pieces`."""
+        for _ in self.pieces(request):
+            pass
+
     def step(self) -> None:
         """Compute one step: the pieces written are in `waiting` of their requests."""
         with self._lock:
@@ -241,15 +299,22 @@ class Engine:
             readings, chosen = self._plan()
             if not readings:
                 return
+            searched: dict[Search, tuple[list[_Running], list[np.ndarray]]] = {}
             for running, reading, rows in zip(chosen, readings, self._step(readings), strict=True):
                 if running.request.error is not None:  # a text beside it in the same request has failed just now
                     continue
                 logits = self._judge_prompt(running, reading, rows) if running.looks_at_prompt else rows
                 running.read += len(reading.ids) - len(running.guesses)
-                if len(logits):
-                    self._write(running, logits)
-                else:
-                    self.pool.keep(running.lease, running.text.ids[: running.read])
+                if isinstance(running.text, Text) and len(logits):
+                    self._write(running, running.text, logits)
+                    continue
+                self.pool.keep(running.lease, running.ids[: running.read])
+                if isinstance(running.text, Search) and len(logits):
+                    beams, rows_of_all = searched.setdefault(running.text, ([], []))
+                    beams.append(running)
+                    rows_of_all.append(logits[0])
+            for search, (beams, rows_of_all) in searched.items():
+                self._go_on(search, beams, np.stack(rows_of_all))
 
     def _plan(self) -> tuple[list[Reading], list[_Running]]:
         """What is read in this step, and for whom: first those that write, then prompts in the order they came."""
@@ -262,7 +327,7 @@ class Engine:
             left -= new if running.unread > 1 else 0
             last = new == running.unread
             running.guesses = self._guesses(running) if last else []
-            ids = running.text.ids[running.read : running.read + new] + running.guesses
+            ids = running.ids[running.read : running.read + new] + running.guesses
             wanted = 1 + len(running.guesses) if last else 0
             if running.looks_at_prompt:
                 wanted = len(ids)
@@ -273,24 +338,24 @@ class Engine:
     def _guesses(self, running: _Running) -> list[int]:
         """Tokens that may come next, as far as there is room to read them."""
         text = running.text
-        most = min(running.most_guesses, text.longest - 1 - len(text.ids))
-        if self.speculation is None or most < 1:
+        most = min(running.most_guesses, text.longest - 1 - len(running.ids))
+        if self.speculation is None or most < 1 or isinstance(text, Search):
             return []
         return self.speculation.guess(text, most)
 
     def _judge_prompt(self, running: _Running, reading: Reading, logits: np.ndarray) -> np.ndarray:
         """Note how likely the prompt's tokens were; leaves the rows (rows, vocabulary) from which tokens are drawn."""
         text, request = running.text, running.request
-        assert request.look.likeliest is not None
+        assert isinstance(text, Text) and request.look.likeliest is not None
         first = running.read + 1  # the token that the first row foretells
         for place in range(first, min(first + len(reading.ids), text.prompt_length)):
             row = logits[place - first, : text.vocabulary_size]
-            request.prompt.append(likelihood(row, text.ids[place], request.look.likeliest))
+            request.prompt.append(likelihood(row, running.ids[place], request.look.likeliest))
         return logits[max(0, text.prompt_length - first) :]
 
-    def _write(self, running: _Running, logits: np.ndarray) -> None:
+    def _write(self, running: _Running, text: Text, logits: np.ndarray) -> None:
         """Draw a text's next token, and one more for each guess that was right; logits (guesses + 1, vocabulary)."""
-        request, text, guesses = running.request, running.text, running.guesses
+        request, guesses = running.request, running.guesses
         right = 0
         for row in logits:
             try:
@@ -319,21 +384,54 @@ class Engine:
         if text.finish_reason is not None:
             self._end(running)
 
+    def _go_on(self, search: Search, beams: list[_Running], logits: np.ndarray) -> None:
+        """Let some beams of a search go on, with one token more or in several ways; logits (beams, vocabulary)."""
+        request = beams[0].request
+        try:
+            going = search.go_on(logits)
+        except RhapsodeError as error:
+            request.error = error
+            self.cancel(request)
+            return
+        for place, beam in enumerate(beams):  # those that do not go on give their blocks to those that fork
+            if all(place != row for row, _ in going):
+                self._end(beam)
+        first: set[int] = set()
+        sources, targets = list[int](), list[int]()
+        for place, token in going:
+            beam = beams[place]
+            lease = beam.lease
+            if place in first:
+                lease = self.pool.fork(lease, beam.read)
+                if beam.read % BLOCK:
+                    sources.append(beam.lease.blocks[beam.read // BLOCK])
+                    targets.append(lease.blocks[beam.read // BLOCK])
+            else:
+                first.add(place)
+                self._running.remove(beam)
+            self._running.append(_Running(request, search, lease, [*beam.ids, token], beam.read))
+        if sources:
+            self._step.copy(sources, targets)
+        if not going:
+            request.hypotheses = search.hypotheses
+            request.waiting.extend(search.pieces())
+
     def _admit(self) -> None:
         """Give blocks to the texts that wait, in the order they came, while there are enough."""
-        later: deque[tuple[Request, Text]] = deque()
+        later: deque[tuple[Request, Text | Search]] = deque()
         while self._queue:
             request, text = self._queue[0]
             judged = request.look.prompt and text.row == 0  # it reads all of its prompt, whatever was read before
             if not judged and any(_begins_alike(text, running) for running in self._running):
                 later.append(self._queue.popleft())  # what another text is about to read need not be read twice
                 continue
-            lease = self.pool.lease(text.ids, text.longest - 1, share=not judged)
+            lease = self.pool.lease(text.ids, text.longest - 1, share=not judged, forks=text.forks)
             if lease is None:
                 break
             self._queue.popleft()
             request.cached = max(request.cached, lease.shared)
-            self._running.append(_Running(request, text, lease))
+            ids = text.ids if isinstance(text, Text) else list(text.ids)
+            self._running.append(_Running(request, text, lease, ids, lease.shared))
         self._queue.extendleft(reversed(later))
 
     def _give_up_what_is_late(self) -> None:
@@ -341,13 +439,13 @@ class Engine:
         everyone = [request for request, _ in self._queue] + [running.request for running in self._running]
         for request in everyone:
             if request.deadline is not None and now > request.deadline and request.error is None:
-                request.error = RhapsodeError("the time for this request is over")
+                request.error = TooLateError("the time for this request is over", todo="Ask for fewer tokens.")
                 self.cancel(request)
 
     def _end(self, running: _Running) -> None:
         self._running.remove(running)
         self.pool.give_back(running.lease)
-        if self.speculation is not None:
+        if self.speculation is not None and isinstance(running.text, Text):
             self.speculation.forget(running.text)
 
 
@@ -363,8 +461,8 @@ def likelihood(logits: np.ndarray, token: int, count: int) -> Likelihood:
     return Likelihood(float(log_p[token]), tuple((int(id), float(log_p[id])) for id in best))
 
 
-def _begins_alike(text: Text, running: _Running) -> bool:
+def _begins_alike(text: Text | Search, running: _Running) -> bool:
     """Whether the other text is still reading a first block that this one needs too, and has not got."""
-    reading = running.read < len(running.text.ids) - 1 and running.lease.kept < (len(text.ids) - 1) // BLOCK
+    reading = running.read < len(running.ids) - 1 and running.lease.kept < (len(text.ids) - 1) // BLOCK
     end = (running.lease.kept + 1) * BLOCK
-    return reading and end <= running.text.prompt_length and text.ids[:end] == running.text.ids[:end]
+    return reading and end <= running.text.prompt_length and text.ids[:end] == running.ids[:end]

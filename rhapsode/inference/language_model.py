@@ -21,7 +21,7 @@ from rhapsode.base.machine import device as device_called
 from rhapsode.base.progress import Progress
 from rhapsode.base.settings import validated
 from rhapsode.exchange.opening import open_model
-from rhapsode.inference.beam_search import BeamSearch
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
@@ -48,6 +48,14 @@ class Generation:
     """The tokens drawn, one that ended the text included."""
     finish_reason: FinishReason
     """Why it ends."""
+
+
+@dataclass(frozen=True)
+class Found(Generation):
+    """A text that a search has found."""
+
+    score: float
+    """The sum of ln p of its tokens, divided by their number to the power of the length penalty."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class LanguageModel:
                 todo="Use the tokenizer that the model was trained with.",
             )
         self.model, self.tokenizer, self.provenance, self.where = model, tokenizer, provenance, where
-        self.search = search or BeamSearch()
+        self.usual_search = search or BeamSearch()
         own = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
         if provenance is not None and provenance.get("objective") == "chat" and TURN_END in tokenizer.special_tokens:
             own.append(tokenizer.special_tokens[TURN_END])
@@ -264,6 +272,36 @@ class LanguageModel:
                 reasons[piece.row] = piece.finish_reason
         return [Generation(text, ids[row], reasons[row]) for row, text in enumerate(texts)]
 
+    def search(
+        self,
+        prompt: str,
+        search: BeamSearch | None = None,
+        *,
+        sampling: Sampling | None = None,
+        count: int | None = None,
+        **settings: Any,
+    ) -> list[Found]:
+        """The most likely texts after a prompt, the best first; none where nothing at all may follow it.
+
+        Args:
+            search: how they are searched for; the defaults of `BeamSearch` if None.
+            sampling: bans, stops, and what the texts are held to; None for nothing of it.
+            count: texts to give, at most as many as there are beams; None for all that were found.
+            settings: fields of `BeamSearch` that shall be otherwise.
+
+        Raises:
+            InputError: as `encode_prompt` and `Engine.search`, an unknown setting, or one out of range.
+        """
+        chosen = validated(BeamSearch, vars(search or BeamSearch()) | settings, "search")
+        engine, ids = self.engine(), self.encode_prompt(prompt)
+        request = engine.search(ids, chosen, self.end_ids, sampling=sampling or Sampling(), count=count)
+        found = []
+        for piece in engine.pieces(request):
+            assert piece.finish_reason is not None
+            score = request.hypotheses[piece.row].score
+            found.append(Found(piece.text, list(piece.ids), piece.finish_reason, score))
+        return found
+
     def next_token(self, prompt: str, temperatures: Sequence[float] = (1.0,), *, top: int = 10) -> list[NextToken]:
         """The `top` most likely next tokens, the most likely first (temperature does not change the order).
 
@@ -360,7 +398,7 @@ class LanguageModel:
         """
         _require_several(texts)
         model = self.encoder_decoder()
-        chosen = validated(BeamSearch, vars(search or self.search) | settings, "translation")
+        chosen = validated(BeamSearch, vars(search or self.usual_search) | settings, "translation")
         return translate(model, self.tokenizer, texts, chosen, self.end_ids, progress=progress)
 
 

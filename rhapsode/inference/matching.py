@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -17,6 +18,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from rhapsode.base.errors import InputError, shown
 from rhapsode.inference.constraint import Constraint
 from rhapsode.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 LONGEST = 100_000  # characters of a schema, expression, grammar, or of all choices
 # Some hundred milliseconds at most for making one, some ten for each token; tens of megabytes.
@@ -52,10 +56,9 @@ def grammar_of(constraint: Constraint) -> str:
     if not isinstance(value, dict | bool):
         raise InputError(f"{shown(value)} is not a schema, which is an object", where=constraint.kind)
     # As json.dumps has it: where any space may stand, small models write nothing but spaces.
+    spaces: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     try:
-        return LLMatcher.grammar_from_json_schema(
-            constraint.source, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        )
+        return LLMatcher.grammar_from_json_schema(constraint.source, overrides=spaces)
     except ValueError as error:  # Python's reader knows deeper nesting and larger numbers
         raise InputError(f"cannot be held to: {error}", where=constraint.kind) from None
 
@@ -89,6 +92,10 @@ class Matcher:
         """The text goes on with a token, one that is allowed or ends it; errors as `allowed`."""
         self._matcher.consume_token(token)
         self._check()
+
+    def fork(self) -> Matcher:
+        """Follows the same text so far, which then goes on otherwise."""
+        return Matcher(self._matcher.deep_copy(), self._constraint)
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -144,5 +151,17 @@ class _Tokens:
         self.tokens += [] if end_ids else [b""]
         self.special_token_ids = sorted({*tokenizer.special_tokens.values(), *end_ids, self.eos_token_id})
 
+        # Some tokenizers put a space before every text; what is asked for here goes on from another.
+        self._before = [] if self._bytes("x") == b"x" else tokenizer.encode("\n")
+
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        size = len(self._before)
+        if size:
+            ids = self._tokenizer.encode("\n" + text)
+            if ids[:size] == self._before:
+                return ids[size:]
+        return self._tokenizer.encode(text)
+
+    def _bytes(self, text: str) -> bytes:
+        return b"".join(map(self._tokenizer.id_to_bytes, self._tokenizer.encode(text)))

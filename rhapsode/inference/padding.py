@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 
-def padded(texts: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor | None]:
+def padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Ids (texts, time) of texts of several lengths, and where they are real; None where all are."""
     time = max(map(len, texts))
     ids = torch.zeros(len(texts), time, dtype=torch.long)
     real = torch.zeros(len(texts), time, dtype=torch.bool)
     for row, text in enumerate(texts):
-        place = slice(time - len(text), None) if left else slice(0, len(text))
-        ids[row, place] = torch.as_tensor(text)
-        real[row, place] = True
+        ids[row, : len(text)] = torch.as_tensor(text)
+        real[row, : len(text)] = True
     return ids.to(device), None if bool(real.all()) else real.to(device)
 
 

@@ -49,6 +49,14 @@ class Step(Protocol):
         """
         ...
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Put the keys and values of each of some blocks into another one, before the next step.
+
+        So a text goes on in two ways: what fills blocks is shared, the last, partly filled one is copied. As many
+        targets as sources, each different; a source may come twice, and none is a target.
+        """
+        ...
+
 
 class TorchStep:
     """Steps by torch, on any device and for every decoder family; the reference for any faster way.
@@ -79,6 +87,9 @@ class TorchStep:
             hidden = hidden[torch.tensor(wanted, dtype=torch.long, device=device)]
         logits = model.head(hidden).float().cpu().numpy()  # (all wanted, vocabulary)
         return np.split(logits, np.cumsum([reading.wanted for reading in readings])[:-1])
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._cache.copy(sources, targets)
 
 
 def block_bytes(model: Decoder) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,6 +45,13 @@ class Piece:
     """How likely the token was; None unless it was asked for."""
     logits: np.ndarray | None = field(default=None, compare=False)
     """(vocabulary,), what the token was drawn from; None unless it was asked for."""
+    before: tuple[int, ...] = ()
+    """The ids before `token`, where a whole text comes at once; else none."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All of its tokens."""
+        return (*self.before, self.token)
 
 
 class StopStrings:
@@ -117,6 +125,11 @@ class Text:
         self.finish_reason: FinishReason | None = None
 
     @property
+    def forks(self) -> int:
+        """Others that may come to go on from it, each on its own: none, as in a search."""
+        return 0
+
+    @property
     def longest(self) -> int:
         """Tokens it can come to have, of which the last need not be read."""
         return min(self.context_length + 1, self.prompt_length + self.sampling.max_new_tokens)
@@ -127,10 +140,7 @@ class Text:
         Args:
             ids: those of the text, unless given: a guess, of which nobody knows whether it may stand there.
         """
-        allowed = self._not_banned
-        if ids is None and self.matcher is not None:
-            possible = self.matcher.allowed(self.vocabulary_size)
-            allowed = possible if allowed is None else possible & allowed
+        allowed = self.allowed() if ids is None else self._not_banned
         ids = self.ids if ids is None else ids
         probabilities = distribution(
             logits[: self.vocabulary_size],
@@ -140,6 +150,20 @@ class Text:
             allowed=allowed,
         )
         return draw(probabilities, self.sampling.seed, len(ids))
+
+    def allowed(self) -> np.ndarray | None:
+        """Which tokens may come next, (vocabulary,) of bool; None for all."""
+        if self.matcher is None:
+            return self._not_banned
+        possible = self.matcher.allowed(self.vocabulary_size)
+        return possible if self._not_banned is None else possible & self._not_banned
+
+    def fork(self) -> Text:
+        """The same text once more, to go on otherwise."""
+        other = copy(self)
+        other.ids, other.decoder, other.stops = list(self.ids), self.decoder.fork(), copy(self.stops)
+        other.matcher = None if self.matcher is None else self.matcher.fork()
+        return other
 
     def push(self, token: int) -> Piece:
         """Append a token that was drawn."""

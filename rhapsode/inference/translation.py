@@ -17,7 +17,8 @@ from rhapsode.base.errors import DamagedError
 from rhapsode.base.files import read_json
 from rhapsode.base.progress import Progress, note
 from rhapsode.base.settings import validated
-from rhapsode.inference.beam_search import BeamSearch, Hypothesis, beam_search
+from rhapsode.inference.beam_search import beam_search
+from rhapsode.inference.beams import BeamSearch, Hypothesis
 from rhapsode.inference.reading import framed
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.tokenizer.tokenizer import Tokenizer

@@ -51,6 +51,12 @@ class BlockCache:
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Put what is in each of some blocks into another one; none is a source and a target."""
+        shape = (*self.keys.shape[:2], -1, BLOCK, self.keys.shape[3])
+        for memory in (self.keys.view(shape), self.values.view(shape)):  # (layers, kv_heads, blocks, BLOCK, head_dim)
+            memory[:, :, list(targets)] = memory[:, :, list(sources)]
+
 
 class BlockReading:
     """One pass over new tokens of several sequences, laid end to end: where each stands, and what it may see.

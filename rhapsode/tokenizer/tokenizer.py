@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,6 +102,7 @@ class Tokenizer:
         digest: SHA-256 of the definition, as hexadecimal digits.
         vocabulary_size: one more than the highest id.
         special_tokens: the id of each special token.
+        beginning_of_text_id: the token named as the beginning of a text, None when none is.
         end_of_text_id, padding_id: None when the definition has no such token; never equal.
         unknown_id: the id of what the vocabulary lacks, None when it lacks nothing.
         mask_id: the id that stands for a hidden token, None when there is none.
@@ -143,6 +145,7 @@ class Tokenizer:
         self.special_tokens = {token.content: id for id, token in sorted(added.items()) if token.special}
         self._special_ids = frozenset(self.special_tokens.values())
 
+        self.beginning_of_text_id = self._special_id("bos_token", ())
         self.end_of_text_id = self._special_id("eos_token", ENDS)
         padding_id = self._special_id("pad_token", PADDINGS)
         self.padding_id = None if padding_id == self.end_of_text_id else padding_id
@@ -358,7 +361,7 @@ class Tokenizer:
         """
         said = [self.settings.get(name) for name in ("add_bos_token", "add_eos_token")]
         if any(isinstance(flag, bool) for flag in said):
-            ids = (self._special_id("bos_token", ()), self.end_of_text_id)
+            ids = (self.beginning_of_text_id, self.end_of_text_id)
             front, back = ([id] if flag is True and id is not None else [] for flag, id in zip(said, ids, strict=True))
             return front, back
         for probe in PROBE.split():
@@ -456,6 +459,13 @@ class StreamDecoder:
         if self._tokenizer._joins_plainly:
             return self._bytes.decode(b"", final=True)
         return self._beyond_written(self._tokenizer.decode(self._ids, skip_special=False))
+
+    def fork(self) -> StreamDecoder:
+        """One for the same tokens so far, to which others then come."""
+        other = copy(self)
+        other._bytes, other._ids = codecs.getincrementaldecoder("utf-8")(errors="replace"), list(self._ids)
+        other._bytes.setstate(self._bytes.getstate())
+        return other
 
     def _beyond_written(self, text: str) -> str:
         new = text[len(self._written) :]

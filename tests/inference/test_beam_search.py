@@ -14,7 +14,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError, NotFiniteError
-from rhapsode.inference.beam_search import BeamSearch, beam_search
+from rhapsode.inference.beam_search import beam_search
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
 

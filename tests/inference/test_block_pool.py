@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsode.inference.block_pool import BlockPool, Lease
+from rhapsode.inference.block_pool import BlockPool, Lease, blocks_of, blocks_of_forks
 from rhapsode.model.block_cache import BLOCK
 
 
@@ -90,3 +93,105 @@ def test_the_longest_unused_make_room_and_ends_go_before_beginnings() -> None:
     assert taken is not None
     again = pool.lease([*tokens("ab"), 7], 2 * BLOCK)
     assert again is not None and again.shared == BLOCK  # b was forgotten, a not yet
+
+
+class Paper:
+    """What is written in blocks, and a text that may fork: what each beam should read in its own."""
+
+    def __init__(self, pool: BlockPool, prompt: list[int], longest: int, beams: int) -> None:
+        self.pool, self.prompt, self.longest, self.beams = pool, prompt, longest, beams
+        self.rows: list[tuple[Lease, list[int]]] = []
+
+    def begin(self, memory: dict[int, list[int]]) -> bool:
+        lease = self.pool.lease(self.prompt, self.longest, forks=self.beams - 1)
+        if lease is not None:
+            self.rows = [(lease, list(self.prompt))]
+            self.write(memory, lease.shared)
+        return lease is not None
+
+    def write(self, memory: dict[int, list[int]], first: int) -> None:
+        for lease, ids in self.rows:
+            for place in range(first, len(ids)):
+                memory.setdefault(lease.blocks[place // BLOCK], [0] * BLOCK)[place % BLOCK] = ids[place]
+            self.pool.keep(lease, ids)
+
+    def go_on(self, memory: dict[int, list[int]], parents: list[int]) -> None:
+        """As the engine does it: who has no children goes first, the first child keeps the blocks, others copy."""
+        parents = [parent % len(self.rows) for parent in parents[: self.beams]]
+        for place, (lease, _) in enumerate(self.rows):
+            if place not in parents:
+                self.pool.give_back(lease)
+        length, rows = len(self.rows[0][1]), []
+        for number, place in enumerate(parents):
+            lease, ids = self.rows[place]
+            if place in parents[:number]:
+                fork = self.pool.fork(lease, length)
+                if length % BLOCK:
+                    memory[fork.blocks[length // BLOCK]] = list(memory[lease.blocks[length // BLOCK]])
+                lease = fork
+            rows.append((lease, [*ids, number]))
+        self.rows = rows
+        self.write(memory, length)
+
+    def check(self, memory: dict[int, list[int]]) -> None:
+        for lease, ids in self.rows:
+            assert len(lease.blocks) == -(-self.longest // BLOCK) == len(set(lease.blocks))
+            assert [memory[lease.blocks[place // BLOCK]][place % BLOCK] for place in range(len(ids))] == ids
+
+    def end(self) -> None:
+        for lease, _ in self.rows:
+            self.pool.give_back(lease)
+        self.rows = []
+
+
+@settings(max_examples=100)
+@given(
+    beams=st.integers(1, 5),
+    prompt=st.integers(1, 2 * BLOCK + 2),
+    more=st.integers(0, 3 * BLOCK),
+    others=st.integers(0, 2),
+    spare=st.integers(0, 6),
+    noise=st.randoms(use_true_random=False),
+)
+def test_beams_read_what_they_wrote_in_the_least_blocks_they_can_need(
+    beams: int, prompt: int, more: int, others: int, spare: int, noise: Random
+) -> None:
+    """Searches from the same prompt come and go, in a pool that has room for one and a little more."""
+    needed = blocks_of(prompt + more) + blocks_of_forks(prompt, prompt + more, beams - 1)
+    pool, memory = BlockPool(needed + spare * (others > 0)), dict[int, list[int]]()
+    first = Paper(pool, [7] * prompt, prompt + more, beams)
+    assert first.begin(memory) and pool.held == needed
+    beside = [Paper(pool, [7] * prompt, prompt + more // (1 + other), 1 + other) for other in range(others)]
+    for _ in range(more):
+        for paper in (first, *beside):
+            if not paper.rows and paper is not first:
+                paper.begin(memory)
+            elif noise.random() < 0.1 and paper is not first:
+                paper.end()
+            elif paper.rows and len(paper.rows[0][1]) < paper.longest:
+                paper.go_on(memory, [noise.randrange(5) for _ in range(noise.randint(1, paper.beams))])
+        for paper in (first, *beside):
+            paper.check(memory)
+        leases = [lease for paper in (first, *beside) for lease, _ in paper.rows]
+        reserved = {id(lease.reserve): lease.reserve.blocks for lease in leases}
+        assert pool.held == len({block for lease in leases for block in lease.blocks}) + sum(reserved.values())
+        assert pool.held <= pool.count
+    for paper in (first, *beside):
+        paper.end()
+    assert pool.held == 0
+    everything = pool.lease([1], pool.count * BLOCK)
+    assert everything is not None and sorted(everything.blocks) == list(range(pool.count))
+
+
+def test_more_forks_than_were_asked_for_are_refused() -> None:
+    pool = BlockPool(20)
+    lease = pool.lease([7] * 5, 3 * BLOCK, forks=1)
+    assert lease is not None and pool.held == 6
+    fork = pool.fork(lease, 5)
+    with pytest.raises(AssertionError, match="more forks"):
+        pool.fork(lease, 5)
+    pool.give_back(fork)
+    pool.give_back(fork)
+    assert pool.held == 6
+    pool.give_back(lease)
+    assert pool.held == 0

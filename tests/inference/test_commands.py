@@ -279,3 +279,40 @@ def test_ctrl_c_stops_the_reply_and_only_the_reply(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     assert b"(stopped)" in rest
     assert (tmp_path / "talk.txt").read_text(encoding="utf-8").startswith("plain")
+
+
+def test_generate_with_beams_prints_the_likeliest_texts(rhapsode: Command, folder: Path, model: LanguageModel) -> None:
+    expected = model.search("Before we", beams=4, max_new_tokens=9)
+    words = ["generate", folder, "Before we", "--beams", 4, "--max-new-tokens", 9]
+    code, out, err = rhapsode(*words)
+    assert code == 0 and out == f"Before we{expected[0].text}\n"
+    assert f"score {expected[0].score:.4f}, 9 tokens, stopped at --max-new-tokens 9" in err
+    assert "4 beams, " in err and "--beams 8" in err
+    code, out, err = rhapsode(*words, "--count", 3)
+    texts = [f"--- text {number} ---\nBefore we{each.text}\n" for number, each in enumerate(expected[:3], start=1)]
+    assert code == 0 and out == "".join(texts)
+    assert f"text 3: score {expected[2].score:.4f}" in err
+    shorter = model.search("Before we", beams=4, max_new_tokens=9, length_penalty=-1.0)
+    code, out, err = rhapsode(*words, "--length-penalty", -1.0)
+    assert out == f"Before we{shorter[0].text}\n" and f"score {shorter[0].score:.4f}" in err
+    code, out, err = rhapsode(*words, "--choice", "yes", "--choice", "no", "--seed", 7)
+    assert out in ("Before weyes\n", "Before weno\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--beams", 4, "--temperature", 0.7], "temperature: is for texts that are drawn"),
+        (["--beams", 4, "--top-p", 1], "top_p: is for texts that are drawn"),
+        (["--beams", 4, "--style", "code"], "--style: is for texts that are drawn"),
+        (["--beams", 4, "--speculate", "prompt"], "--speculate: is for texts that are drawn"),
+        (["--beams", 4, "--count", 5], "--count: 4 beams find no 5 texts"),
+        (["--length-penalty", 2], "--length-penalty: is for searches"),
+        (["--beams", 0], "--beams"),
+    ],
+)
+def test_what_contradicts_a_search_is_refused(
+    rhapsode: Command, folder: Path, words: list[object], message: str
+) -> None:
+    code, out, err = rhapsode("generate", folder, "Before we", *words)
+    assert code == 2 and out == "" and message in err

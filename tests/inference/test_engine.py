@@ -34,6 +34,9 @@ class Recorded:
         self.asked.append(list(readings))
         return self.step(readings)
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.step.copy(sources, targets)
+
 
 def new_engine(model: LanguageModel, blocks: int = 200, **settings: Any) -> tuple[Engine, Recorded]:
     step = Recorded(model, blocks)

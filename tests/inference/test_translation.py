@@ -12,7 +12,7 @@ import torch
 
 from rhapsode.base.errors import InputError
 from rhapsode.base.files import write_json
-from rhapsode.inference.beam_search import BeamSearch
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.translation import folder_search
 from rhapsode.model.config import StackSizes
@@ -66,7 +66,7 @@ def test_as_transformers_writes_them_from_the_folder(folder: Path, model: Langua
     inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     answers = theirs.generate(**inputs)  # all else is as generation_config.json says
     found = list(model.translations(texts))
-    assert model.search.beams == 5
+    assert model.usual_search.beams == 5
     assert [each.text for each in found] == tokenizer.batch_decode(answers, skip_special_tokens=True)
     for each, ids in zip(found, answers[:, 1:].tolist(), strict=True):
         assert each.ids == ids[: len(each.ids)]

@@ -59,10 +59,32 @@ def test_pieces_of_several_sequences_equal_each_one_alone(
         torch.testing.assert_close(logits_of_text, alone, atol=2e-4, rtol=2e-4)
 
 
-def test_beyond_the_context_is_refused() -> None:
+@pytest.fixture(scope="module")
+def llama() -> Decoder:
     case = next(case for case in DECODERS if case.family == "llama")
-    values = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "head_dim": 8}
-    values |= {"num_key_value_heads": 1, "intermediate_size": 8, "max_position_embeddings": CONTEXT}
+    values = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "head_dim": 8}
+    values |= {"num_key_value_heads": 2, "intermediate_size": 8, "max_position_embeddings": CONTEXT}
     model = ours_of(reference(case, values, 0))
+    assert isinstance(model, Decoder)
+    return model
+
+
+@torch.no_grad()
+def test_a_sequence_goes_on_in_two_ways_when_its_last_block_is_copied(llama: Decoder) -> None:
+    text, others = torch.randint(0, 9, (BLOCK + 5,)), torch.randint(0, 9, (3, 20))
+    cache = BlockCache(llama.config, 6)
+    cache.keys.fill_(float("nan"))
+    cache.values.fill_(float("nan"))
+    llama.hidden(text[None], cache=BlockReading(cache, [Span([4, 1], 0, len(text))], CONTEXT))
+    cache.copy([1, 1], [5, 0])
+    spans = [Span([4, last], len(text), 20) for last in (1, 5, 0)]
+    hidden = llama.hidden(others.reshape(1, -1), cache=BlockReading(cache, spans, CONTEXT))[0]
+    for other, logits in zip(others, llama.head(hidden).split(20), strict=True):
+        alone = llama(torch.cat((text, other))[None])[0, len(text) :]
+        torch.testing.assert_close(logits, alone, atol=2e-4, rtol=2e-4)
+    assert cache.keys[:, :, 2 * BLOCK : 4 * BLOCK].isnan().all()  # nothing else was touched
+
+
+def test_beyond_the_context_is_refused(llama: Decoder) -> None:
     with pytest.raises(InputError, match=f"{CONTEXT + 1} tokens exceed the model's context of {CONTEXT}"):
-        BlockReading(BlockCache(model.config, 3), [Span([0, 1, 2], CONTEXT - 1, 2)], CONTEXT)
+        BlockReading(BlockCache(llama.config, 3), [Span([0, 1, 2], CONTEXT - 1, 2)], CONTEXT)
