@@ -9,7 +9,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -38,6 +39,40 @@ from rhapsode.serving.records import Log, record_of
 from rhapsode.serving.worker import Worker
 
 LONGEST_PLACE = 200  # characters of a field's name in a message: it may be the client's own
+
+
+class Mistake(BaseModel):
+    """What was wrong, and where."""
+
+    message: str
+    type: str
+    param: str | None
+    code: None
+
+
+class Refused(BaseModel):
+    """What is answered instead, in the dialect's form."""
+
+    error: Mistake
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refused, "description": told}
+    for status, told in {
+        400: "A field is unknown, unsupported or wrong, or the prompt does not fit.",
+        401: "The API key is missing or wrong.",
+        403: "Pages of that site may not ask.",
+        404: "There is no such model or route.",
+        413: "The body is too large.",
+        421: "The server does not answer to that name.",
+        429: "The key asks too often; `Retry-After` says when it may again.",
+        503: "There is no room now; `Retry-After` says when to ask again.",
+        "4XX": "Other requests that cannot be answered.",
+    }.items()
+}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer; events if `stream` is true.", "content": {"text/event-stream": {}}}
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +108,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=REFUSALS,
     )
     app.router.route_class = StrictRoute
     add_page(app)
@@ -91,7 +127,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         """Whether the server answers; needs no key."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """What the server has done and is doing, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -113,13 +149,13 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         default = {each.name: each.default for each in fields(Sampling) if each.name in names}
         return {"default": default, "styles": STYLES}
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post("/v1/completions", response_model=None, responses=STREAMED)
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         """Continue texts."""
         worker = await leased(request, asked.model)
         return await answered(await completions.completion(worker, asked, record_of(request), limits), request)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=STREAMED)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Answer in a conversation, through the model's own template."""
         worker = await leased(request, asked.model)

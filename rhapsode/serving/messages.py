@@ -54,7 +54,7 @@ class Shaped(Strict):
     top_k: Annotated[StrictInt, Field(ge=0, le=2**31)] = 0
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
     typical_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     logit_bias: Annotated[dict[IdName, Bias], Field(max_length=1000)] | None = None

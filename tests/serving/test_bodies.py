@@ -145,6 +145,7 @@ def test_a_million_elements(served: Served, route: str, field: str, element: str
         ({"top_k": -1}, "top_k"),
         ({"seed": 2**63}, "seed"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty"),
         ({"logit_bias": {"1": 10**400}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
