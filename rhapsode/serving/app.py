@@ -57,18 +57,15 @@ class Refused(BaseModel):
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refused, "description": told}
-    for status, told in {
-        400: "A field is unknown, unsupported or wrong, or the prompt does not fit.",
-        401: "The API key is missing or wrong.",
-        403: "Pages of that site may not ask.",
-        404: "There is no such model or route.",
-        413: "The body is too large.",
-        421: "The server does not answer to that name.",
-        429: "The key asks too often; `Retry-After` says when it may again.",
-        503: "There is no room now; `Retry-After` says when to ask again.",
-        "4XX": "Other requests that cannot be answered.",
-    }.items()
+    400: {"description": "A field is unknown, unsupported or wrong, or the prompt does not fit."},
+    401: {"description": "The API key is missing or wrong."},
+    403: {"description": "Pages of that site may not ask."},
+    404: {"description": "There is no such model or route."},
+    413: {"description": "The body is too large."},
+    421: {"description": "The server does not answer to that name."},
+    429: {"description": "The key asks too often; `Retry-After` says when it may again."},
+    503: {"description": "There is no room now; `Retry-After` says when to ask again."},
+    "4XX": {"description": "Other requests that cannot be answered."},
 }
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer; events if `stream` is true.", "content": {"text/event-stream": {}}}
@@ -108,7 +105,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=REFUSALS,
+        responses={status: {"model": Refused, **told} for status, told in REFUSALS.items()},
     )
     app.router.route_class = StrictRoute
     add_page(app)

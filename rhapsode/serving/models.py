@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +24,15 @@ from rhapsode.inference.step import block_bytes
 from rhapsode.model.decoder import Decoder
 from rhapsode.serving.worker import Worker
 
+log = logging.getLogger(__name__)
+
 
 class UnknownModelError(InputError):
     """No model has that name."""
+
+
+class BrokenModelError(RhapsodeError):
+    """A model that there was when the server started cannot be opened any more."""
 
 
 class NoRoomError(RhapsodeError):
@@ -38,7 +45,8 @@ class Served:
 
     Attributes:
         weights: bytes of memory that its weights take.
-        taken: bytes that it takes now, with its cache; 0 when it is not loaded.
+        needed: bytes that it takes with its cache; 0 before that is known.
+        taken: bytes that it takes now; 0 when it is not loaded.
         users: requests that hold it.
         facts: what is known of it since it was first loaded.
     """
@@ -47,6 +55,7 @@ class Served:
     path: Path
     weights: int
     worker: Worker | None = None
+    needed: int = 0
     taken: int = 0
     users: int = 0
     used: float = 0.0
@@ -121,7 +130,7 @@ class Models:
         Raises:
             UnknownModelError: there is none of that name.
             NoRoomError: others would have to be put away, and are in use.
-            InputError: it cannot be opened (any more).
+            BrokenModelError: it cannot be opened any more, or it alone does not fit.
         """
         served = self[name]
         if served.worker is None:
@@ -141,19 +150,30 @@ class Models:
                 await asyncio.to_thread(served.worker.stop)
 
     async def _load(self, served: Served) -> None:
-        await self._make_room(served, served.weights)
-        model = await asyncio.to_thread(load, served.path, self._device)
-        model.where = served.name  # where it lies is nobody's business
-        model.cache_bytes = self._memory // 4
+        await self._make_room(served, served.needed or served.weights)
+        try:
+            model = await asyncio.to_thread(load, served.path, self._device)
+        except (RhapsodeError, OSError) as error:  # it tells where the model lies, which is nobody's business
+            log.error("%s cannot be opened any more: %s", served.name, error)
+            raise BrokenModelError("cannot be opened any more; the server's log says why", where=served.name) from None
+        model.where = served.name
+        model.cache_bytes = min(self._memory // 4, self._memory - served.weights)
         cache = 0
         if isinstance(model.model, Decoder):
             cache = model.engine().pool.count * block_bytes(model.model)
-        await self._make_room(served, served.weights + cache)
-        served.worker, served.taken = Worker(model, longest_queue=self._queue), served.weights + cache
+        served.needed = served.weights + cache
+        await self._make_room(served, served.needed)
+        served.worker, served.taken = Worker(model, longest_queue=self._queue), served.needed
         served.facts = Facts(model.config.kind, is_tuned_for_chat(model), model.config.context_length)
 
     async def _make_room(self, wanted: Served, size: int) -> None:
         """Put models away, the longest unused first, until `size` bytes are free."""
+        if size > self._memory:
+            raise BrokenModelError(
+                f"takes {size / 1e9:.2f} GB with the cache for one text; models may take {self._memory / 1e9:.2f} GB",
+                where=wanted.name,
+                todo="Give more with --memory.",
+            )
         while sum(served.taken for served in self) + size > self._memory:
             idle = [served for served in self if served.worker is not None and served.users == 0]
             if not idle:
