@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ async def completion(worker: Worker, asked: CompletionRequest, record: Record, l
     if asked.max_tokens == 0 and not asked.echo:
         raise InputError("nothing is asked for: 0 new tokens, and no echo of the prompt", where="max_tokens")
     texts = _texts(asked)
-    prompts = [model.encode_prompt(text) if isinstance(text, str) else text for text in texts]
+    prompts = await asyncio.to_thread(_encoded, model, texts)
     for ids in prompts:
         check_ids(model, ids, "prompt")
     most = min(room_for(model, ids, max(1, asked.max_tokens)) for ids in prompts)
@@ -55,6 +56,10 @@ def _texts(asked: CompletionRequest) -> Sequence[str | list[int]]:
     if ids:
         return [ids]
     return [each for each in prompt if not isinstance(each, int)]
+
+
+def _encoded(model: LanguageModel, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    return [model.encode_prompt(text) if isinstance(text, str) else text for text in texts]
 
 
 class Continuation:

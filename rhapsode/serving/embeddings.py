@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from functools import partial
 from typing import Any
@@ -39,7 +40,8 @@ async def embeddings(worker: Worker, asked: EmbeddingRequest, record: Record, li
             check_ids(model, text, "input")
             sources.append(text)
         else:
-            sources.append(framed(model.tokenizer, text, model.config.context_length, name=f"input {place + 1}"))
+            encode = partial(framed, model.tokenizer, text, model.config.context_length, name=f"input {place + 1}")
+            sources.append(await asyncio.to_thread(encode))
     record.prompt_tokens = sum(map(len, sources))
     limits.begin(record.key, len(sources))
     record.held.callback(limits.end, record.key, len(sources))

@@ -33,7 +33,7 @@ async def tokens(worker: Worker, asked: TokenizeRequest, record: Record) -> dict
     if asked.messages is not None:
         ids = await conversation_ids(worker, asked.messages, asked.model)
     else:
-        ids = model.tokenizer.frame[0] + model.tokenizer.encode(asked.prompt or "")
+        ids = model.tokenizer.frame[0] + await asyncio.to_thread(model.tokenizer.encode, asked.prompt or "")
     record.prompt_tokens = len(ids)
     return {
         "count": len(ids),
@@ -50,7 +50,9 @@ async def next_token(worker: Worker, asked: NextRequest, record: Record, limits:
         InputError: the prompt does not fit, or a token is asked for that there is not.
     """
     model = worker.model
-    ids = model.encode_prompt(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
+    ids = asked.prompt
+    if isinstance(ids, str):
+        ids = await asyncio.to_thread(model.encode_prompt, ids)
     check_ids(model, ids, "prompt")
     check_ids(model, asked.tokens, "tokens")
     prompt_length = len(ids) if asked.prompt_length is None else asked.prompt_length

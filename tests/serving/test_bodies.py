@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -172,3 +173,22 @@ def test_bounds_of_fields(served: Served, fields: dict[str, Any], place: str) ->
     assert answer.status_code == 400 and len(answer.content) < 1000, answer.text[:300]
     assert str(answer.json()["error"]["param"]).startswith(place)
     alive(served)
+
+
+@pytest.mark.parametrize(("route", "field"), [("completions", "prompt"), ("next", "prompt"), ("embeddings", "input")])
+def test_a_long_text_holds_up_nobody(served: Served, route: str, field: str) -> None:
+    """While it is encoded, which takes seconds, others are answered."""
+    answers: list[httpx.Response] = []
+    body = {"model": "base", field: "the quick brown " * 250_000}
+    asking = threading.Thread(target=lambda: answers.append(post(served, route, body)))
+    began = time.monotonic()
+    asking.start()
+    waits = []
+    with httpx.Client() as client:
+        while asking.is_alive():
+            asked = time.monotonic()
+            assert client.get(f"{served.address}/health", timeout=60).status_code == 200
+            waits.append(time.monotonic() - asked)
+            time.sleep(0.01)
+    refused(answers[0], "tokens", answers[0].json()["error"]["param"])
+    assert max(waits) < (time.monotonic() - began) / 2
