@@ -40,6 +40,7 @@ from rhapsode.tokenizer.train import train_tokenizer
 
 LONGEST = 10  # seconds for an answer
 MOST_GROWTH = 64 << 20  # bytes of memory, from the first tenth of the requests to the last
+PATIENCE = 1  # seconds until a client that may not have said all says that it has
 EVERY = 1000
 VALID = {"model": "base", "prompt": "Once upon", "max_tokens": 8, "temperature": 0}
 
@@ -206,7 +207,7 @@ class Counts:
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    slowest: float = 0.0
+    slowest: tuple[float, bytes] = (0.0, b"")
 
     def fault(self, what: str, asked: Asked) -> None:
         self.faults.append(f"{what}: {asked.data[:300]!r}{'...' if len(asked.data) > 300 else ''}")
@@ -218,10 +219,10 @@ async def answer_to(port: int, data: bytes, *, complete: bool) -> bytes:
     try:
         writer.write(data)
         await writer.drain()
-        if not complete:
-            await asyncio.sleep(0.05)
+        answer = asyncio.ensure_future(reader.read(-1))
+        if not complete and not (await asyncio.wait((answer,), timeout=PATIENCE))[0]:
             writer.write_eof()  # whatever is still waited for does not come
-        return await reader.read(-1)
+        return await answer
     except ConnectionError:
         return b""
     finally:
@@ -238,7 +239,7 @@ async def ask(port: int, asked: Asked, counts: Counts) -> None:
         counts.fault(f"no answer ({type(error).__name__})", asked)
         return
     seconds = time.monotonic() - began
-    counts.slowest = max(counts.slowest, seconds)
+    counts.slowest = max(counts.slowest, (seconds, asked.data[:300]))
     if seconds > LONGEST:
         counts.fault(f"an answer after {seconds:.1f} seconds", asked)
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -338,9 +339,8 @@ def main() -> None:
     for kind in ("fields", "bytes", "headers", "HTTP", "valid"):
         table.add_row(kind, *(f"{counts.answers[kind, status]:,}" for status in statuses))
     Console(width=120).print(table)
-    print(
-        f"{seconds:.0f} seconds, the slowest answer after {counts.slowest:.1f}; {len(noise)} tracebacks of the server"
-    )
+    print(f"{seconds:.0f} seconds; {len(noise)} tracebacks of the server")
+    print(f"the slowest answer came after {counts.slowest[0]:.1f} seconds, to {counts.slowest[1]!r}")
     for fault in counts.faults[:20]:
         print(f"FAULT {fault}")
     print(f"{len(counts.faults)} faults")
