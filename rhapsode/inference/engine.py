@@ -349,8 +349,10 @@ class Engine:
         assert isinstance(text, Text) and request.look.likeliest is not None
         first = running.read + 1  # the token that the first row foretells
         for place in range(first, min(first + len(reading.ids), text.prompt_length)):
-            row = logits[place - first, : text.vocabulary_size]
-            request.prompt.append(likelihood(row, running.ids[place], request.look.likeliest))
+            likely = likelihood(
+                logits[place - first], running.ids[place], request.look.likeliest, text.vocabulary_size
+            )
+            request.prompt.append(likely)
         return logits[max(0, text.prompt_length - first) :]
 
     def _write(self, running: _Running, text: Text, logits: np.ndarray) -> None:
@@ -365,11 +367,11 @@ class Engine:
                 request.error = error
                 self.cancel(request)
                 return
-            logits_of_all = row[: text.vocabulary_size]
             if request.look.likeliest is not None:
-                piece = replace(piece, likelihood=likelihood(logits_of_all, token, request.look.likeliest))
+                likely = likelihood(row, token, request.look.likeliest, text.vocabulary_size)
+                piece = replace(piece, likelihood=likely)
             if request.look.logits:
-                piece = replace(piece, logits=logits_of_all)
+                piece = replace(piece, logits=row[: text.vocabulary_size])
             request.waiting.append(piece)
             if text.finish_reason is not None or right == len(guesses) or token != guesses[right]:
                 break
@@ -449,11 +451,16 @@ class Engine:
             self.speculation.forget(running.text)
 
 
-def likelihood(logits: np.ndarray, token: int, count: int) -> Likelihood:
-    """How likely a token is by its logits (vocabulary,), and the `count` likeliest."""
+def likelihood(logits: np.ndarray, token: int, count: int, tokens: int) -> Likelihood:
+    """How likely a token is by all logits (vocabulary,) of a model, and the `count` likeliest.
+
+    Args:
+        tokens: of the tokenizer. A model may have more rows: they are never drawn, and yet take their share of what
+            the model itself says, as everywhere else.
+    """
     scores = logits.astype(np.float64)
     log_p = scores - scores.max()
-    log_p -= np.log(np.exp(log_p).sum())  # (vocabulary,)
+    log_p = (log_p - np.log(np.exp(log_p).sum()))[:tokens]
     best = np.arange(len(log_p))
     if 0 < count < len(log_p):  # all that are as likely as the last of them, so that equal ones stand by their number
         best = np.flatnonzero(log_p >= np.partition(log_p, -count)[-count])
