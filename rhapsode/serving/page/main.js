@@ -146,11 +146,16 @@ function remove(conversation) {
   });
 }
 
+let storing = null; // what was said last of the storage
+
 /** Keep what is worth it in the browser; say so where it cannot be. */
 function keep(conversation) {
   if (conversation.nodes.length === 0 || !conversations.includes(conversation)) return;
-  const isNew = conversations.filter((each) => each.nodes.length > 0).length > store.MOST;
-  notice(isNew ? `More than ${store.MOST} conversations are not kept. Export them, or delete some.` : store.keep(conversation));
+  const isFull = conversations.filter((each) => each.nodes.length > 0).length > store.MOST;
+  const full = `More than ${store.MOST} conversations are not kept. Export them, or delete some.`;
+  const problem = isFull ? full : store.keep(conversation);
+  if (problem !== storing) notice(problem);
+  storing = problem;
 }
 
 function exportAll() {
@@ -196,7 +201,10 @@ function answer(parent) {
 
 /** Write on from token `k` of an answer with another one. */
 async function branch(index, k, chosen) {
-  if (current.stopper) return;
+  if (current.stopper) {
+    notice("An answer is being written: stop it first.");
+    return;
+  }
   const conversation = current;
   const node = conversation.nodes[index];
   const before = node.tokens.slice(0, k);
@@ -484,6 +492,7 @@ async function start() {
   conversations = loaded.conversations;
   let told = { default: { temperature: 0.8, top_p: 0.95, top_k: 0, min_p: 0, typical_p: 1, repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0 }, styles: {} };
   let problem = loaded.problem;
+  storing = problem;
   try {
     [models, told] = await Promise.all([api.models(), api.styles()]);
   } catch (error) {
