@@ -38,6 +38,7 @@ def serve(
     queue: Annotated[int, Parameter(group=LIMITS, validator=validators.Number(gte=1, lte=100_000))] = QUEUE,
     key_queue: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
     key_rate: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
+    deadline: Annotated[float | None, Parameter(group=LIMITS, validator=validators.Number(gt=0))] = None,
     log: Annotated[Path | None, Parameter(group=LOG)] = None,
     log_texts: Annotated[bool, Parameter(group=LOG)] = False,
 ) -> None:
@@ -75,6 +76,8 @@ def serve(
         Texts that each key may have waiting or being written; more are told to come back (503).
     key_rate: int
         Requests that each key may make in a minute; more are told to come back (429).
+    deadline: float
+        Seconds in which an answer must be there; one that is not is given up (504, or an error in its stream).
     log: Path
         Append a line of JSON for each request to this file, instead of standard error.
     log_texts: bool
@@ -103,7 +106,7 @@ def serve(
         device=device,
         memory=memory,
         queue=queue,
-        access=Access(origins=frozenset(allow_origin), keys=keys, limits=Limits(key_rate, key_queue)),
+        access=Access(origins=frozenset(allow_origin), keys=keys, limits=Limits(key_rate, key_queue, deadline)),
         log=Log(log, texts=log_texts),
     )
 

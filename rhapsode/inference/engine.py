@@ -46,6 +46,10 @@ class QueueFullError(RhapsodeError):
     """More texts wait than may."""
 
 
+class TooLateError(RhapsodeError):
+    """The deadline of a request has come before its end."""
+
+
 @dataclass(frozen=True)
 class Look:
     """What is told of each token, besides the token."""
@@ -435,7 +439,7 @@ class Engine:
         everyone = [request for request, _ in self._queue] + [running.request for running in self._running]
         for request in everyone:
             if request.deadline is not None and now > request.deadline and request.error is None:
-                request.error = RhapsodeError("the time for this request is over")
+                request.error = TooLateError("the time for this request is over", todo="Ask for fewer tokens.")
                 self.cancel(request)
 
     def _end(self, running: _Running) -> None:

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from rhapsode import __version__
 from rhapsode.base.errors import InputError, RhapsodeError
-from rhapsode.inference.engine import QueueFullError
+from rhapsode.inference.engine import QueueFullError, TooLateError
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import STYLES
 from rhapsode.serving import chats, completions, looks
@@ -182,7 +182,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def failed(_: Request, error: RhapsodeError) -> JSONResponse:
         later = isinstance(error, QueueFullError | NoRoomError)
         headers: Mapping[str, str] | None = {"Retry-After": str(RETRY_SECONDS)} if later else None
-        return refusal(503 if later else 500, error.message, headers=headers)
+        status = 503 if later else 504 if isinstance(error, TooLateError) else 500
+        return refusal(status, error.message, headers=headers)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:

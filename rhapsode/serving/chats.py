@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,9 @@ from rhapsode.inference.chat import Turn, is_tuned_for_chat
 from rhapsode.inference.engine import Look
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.text import FinishReason, Piece
-from rhapsode.serving.answers import FINISH, Answer, begun, room_for, samplings_of
+from rhapsode.serving.answers import FINISH, Answer, begun, room_for, samplings_of, search_of
 from rhapsode.serving.limits import Limits
-from rhapsode.serving.messages import ChatRequest, Message, ResponseFormat
+from rhapsode.serving.messages import ChatRequest, Message
 from rhapsode.serving.records import Record
 from rhapsode.serving.worker import Worker
 
@@ -37,7 +36,7 @@ async def chat(worker: Worker, asked: ChatRequest, record: Record, limits: Limit
     wanted, field = asked.max_tokens, "max_tokens"
     if asked.max_completion_tokens is not None:
         wanted, field = asked.max_completion_tokens, "max_completion_tokens"
-    fields: dict[str, Any] = {"json_schema": _form(asked.response_format)}
+    fields: dict[str, Any] = {}
     form = None
     if tools:
         form = await asyncio.to_thread(lambda: worker.tool_format)
@@ -46,9 +45,10 @@ async def chat(worker: Worker, asked: ChatRequest, record: Record, limits: Limit
             "stop_tokens": form.stops,
             "shown_tokens": form.shown,
         }
-    samplings = samplings_of(asked, room_for(model, prompt, wanted, field), **fields)
+    most = room_for(model, prompt, wanted, field)
+    samplings, search = samplings_of(model, asked, most, **fields), search_of(asked, most)
     look = Look((asked.top_logprobs or 0) if asked.logprobs else None)
-    reader = await begun(worker, record, limits, [prompt], samplings, look)
+    reader = await begun(worker, record, limits, [prompt], samplings, look, search)
     choices = [Reply(model, asked, prompt, record, form.reader() if form else None) for _ in samplings]
     return Answer(record, reader, asked, choices, "chat.completion", "chat.completion.chunk", "chatcmpl")
 
@@ -80,25 +80,12 @@ def _tools(asked: ChatRequest) -> tuple[list[Tool], str]:
         if choice not in (None, "none"):
             raise InputError("there are no tools", where="tool_choice")
         return [], "none"
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise InputError("cannot be held to while tools may be called", where="response_format")
     functions = [tool.function for tool in asked.tools]
     tools = [
         Tool(each.name, each.description or "", {"properties": {}} if each.parameters is None else each.parameters)
         for each in functions
     ]
     return tools, choice if isinstance(choice, str) else "auto" if choice is None else choice.function.name
-
-
-def _form(asked: ResponseFormat | None) -> str | None:
-    """The JSON schema of what an answer must be; None for any text."""
-    if asked is None or asked.type == "text":
-        return None
-    if asked.type == "json_object":
-        return '{"type": "object"}'
-    if asked.json_schema is None:
-        raise InputError("needs json_schema", where="response_format")
-    return json.dumps(asked.json_schema.schema_)
 
 
 class Reply:
@@ -125,14 +112,14 @@ class Reply:
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
         deltas = [self._delta(found) for found in self._found(piece)]
-        self._ids.append(piece.token)
+        self._ids += piece.ids
         told = None
         if piece.likelihood is not None:
             self._likelihoods.append(self._token(piece))
             told = {"content": self._likelihoods[-1:]}
         first: dict[str, Any] = {"delta": deltas[0] if deltas else {}, "logprobs": told}
         if self._asked.return_token_ids:
-            first["token_ids"] = [piece.token]
+            first["token_ids"] = [*piece.ids]
         return [first, *({"delta": delta, "logprobs": None} for delta in deltas[1:])]
 
     def whole(self) -> dict[str, Any]:

@@ -13,12 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from rhapsode.inference.styles import Style
 
 MOST_TEXTS = 16
+MOST_BEAMS = 16
 MOST_PROMPTS = 256
 MOST_MESSAGES = 1000
 MOST_TOOLS = 128
 MOST_STOPS = 16
 MOST_TEMPERATURES = 64
+MOST_CHOICES = 1000
 LONGEST_STOP = 200
+LONGEST_FORM = 100_000
 MOST_TOKENS = 2**31 - 1
 
 Number = StrictFloat  # a whole one too
@@ -30,6 +33,7 @@ Ids = Annotated[list[Id], Field(min_length=1, max_length=1_000_000, fail_fast=Tr
 Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 PromptIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_STOP)]
+Form = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_FORM)]
 IdName = Annotated[StrictStr, Field(max_length=10)]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=200)]
@@ -62,13 +66,36 @@ class StreamOptions(Strict):
     include_usage: StrictBool = False
 
 
+class JsonSchema(Strict):
+    """A schema and its name."""
+
+    name: StrictStr
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: StrictBool | None = None
+    description: StrictStr | None = None
+
+
+class ResponseFormat(Strict):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class Sampled(Shaped):
-    """How texts are drawn, and when they end: what both kinds of request have in common."""
+    """How texts are drawn or searched for, and when they end: what both kinds of request have in common."""
 
     temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MOST_TEXTS)] = 1
+    beams: Annotated[StrictInt, Field(ge=1, le=MOST_BEAMS)] = 1
+    length_penalty: Annotated[Number, Field(ge=-100, le=100)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[Id], Field(max_length=MOST_STOPS)] | None = None
+    response_format: ResponseFormat | None = None
+    regex: Form | None = None
+    grammar: Form | None = None
+    choice: Annotated[list[Form], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)] | None = None
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     return_token_ids: StrictBool = False
@@ -167,22 +194,6 @@ class ToolChoice(Strict):
     function: FunctionName
 
 
-class JsonSchema(Strict):
-    """A schema and its name."""
-
-    name: StrictStr
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: StrictBool | None = None
-    description: StrictStr | None = None
-
-
-class ResponseFormat(Strict):
-    """What the answer must be."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
 class ChatRequest(Sampled):
     """POST /v1/chat/completions: the next answer in a conversation."""
 
@@ -191,7 +202,6 @@ class ChatRequest(Sampled):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: StrictBool = True
