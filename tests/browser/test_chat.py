@@ -327,6 +327,8 @@ def test_a_phone(make_chat: Callable[..., Chat], artefacts: Path) -> None:
     expect(page.locator("#glass")).to_have_attribute("aria-busy", "false")
     sheet = page.locator("#glass").bounding_box()
     assert sheet is not None and (sheet["x"], sheet["width"]) == (0, PHONE["width"])
+    token = chat.tokens().nth(3).bounding_box()
+    assert token is not None and token["y"] > 0 and token["y"] + token["height"] < sheet["y"]
     assert sheet["y"] > 100 and round(sheet["y"] + sheet["height"]) == PHONE["height"]
     fits()
     page.screenshot(path=artefacts / "phone-glass-box.png")

@@ -16,6 +16,7 @@ const METER_WAITS = 300; // milliseconds after the last key
 const TOAST_STAYS = 8000;
 const LONGEST_SPOKEN = 2000; // characters of an answer that are read out
 const LIKE_BOTTOM = 80; // pixels from the end of the page that still count as its end
+const PHONE = "(max-width: 40rem)"; // as in style.css
 const THEMES = ["system", "light", "dark"];
 
 const input = find("input");
@@ -28,7 +29,10 @@ let kept = store.settings();
 const transcript = new Transcript(find("transcript"), { act, open: lookInto });
 const glass = new GlassBox(find("glass"), {
   choose: branch,
-  moved: (index, k) => transcript.mark(index, k),
+  moved: (index, k) => {
+    transcript.mark(index, k);
+    if (window.matchMedia(PHONE).matches) transcript.span(index, k)?.scrollIntoView({ block: "start" }); // above the sheet
+  },
   closed: (index, k, hadFocus) => {
     transcript.mark();
     if (hadFocus) transcript.focus(index, k);
