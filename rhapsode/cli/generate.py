@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SAMPLING = Group.create_ordered("Sampling", help="The steps act in this order; docs/generate.md explains them.")
 
+MOST_BEAMS = 1000
 LONGEST_HINT = 60  # characters of a prompt that is repeated in a hint
 
 REASONS = {
@@ -34,7 +35,7 @@ def generate(
     *,
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     count: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 1,
-    beams: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 1,
+    beams: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=MOST_BEAMS))] = 1,
     length_penalty: float | None = None,
     device: str = "auto",
     speculate: str | None = None,
@@ -146,7 +147,7 @@ def _search(
         note(f"{name}score {each.score:.4f}, {len(each.ids)} tokens, {why}")
     note(f"{beams} beams, {time.monotonic() - start:.1f} s")
     again = quote(prompt) if len(prompt) < LONGEST_HINT else "PROMPT"
-    note(f"next: rhapsode generate {quote(str(model))} {again} --beams {2 * beams}")
+    note(f"next: rhapsode generate {quote(str(model))} {again} --beams {min(2 * beams, MOST_BEAMS)}")
 
 
 def _show(prompt: str, pieces: Iterator[Piece], samplings: list[Sampling]) -> list[tuple[int, str]]:

@@ -14,7 +14,7 @@ from rhapsode.inference.block_pool import blocks_of, blocks_of_forks
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.text import FinishReason, Piece, Text, check_prompt
 
-FOLLOWED = ("banned_tokens", "json_schema", "regex", "grammar", "choice", "stop", "stop_tokens", "seed")
+FOLLOWED = ("banned_tokens", "json_schema", "regex", "grammar", "choice", "stop", "stop_tokens", "shown_tokens", "seed")
 """Fields of `Sampling` that hold for a search too. Of any seed the text is the same."""
 
 

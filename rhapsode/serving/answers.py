@@ -15,6 +15,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from rhapsode.base.errors import InputError, RhapsodeError
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.engine import Look
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
@@ -47,21 +48,21 @@ def shaping(asked: Shaped, *names: str) -> dict[str, Any]:
 
 
 def samplings_of(model: LanguageModel, asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
-    """How each of the texts asked for is drawn; each has a seed of its own.
+    """How each of the texts asked for is drawn, each by a seed of its own, or what it must be where it is searched.
 
     Raises:
         InputError: the settings contradict each other or `fields`, or name tokens that there are not.
     """
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
+    drawn = {} if asked.beams > 1 else shaping(asked, "temperature") | {"max_new_tokens": most}
     first = Sampling(
-        **shaping(asked, "temperature"),
+        **drawn,
         regex=asked.regex,
         grammar=asked.grammar,
         choice=tuple(asked.choice or ()),
         json_schema=_schema(asked.response_format),
         stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
         seed=seed,
-        max_new_tokens=most,
     )
     if fields and first.constraint is not None:
         raise InputError("cannot be held to while tools may be called", where=first.constraint.kind)
@@ -70,6 +71,25 @@ def samplings_of(model: LanguageModel, asked: Sampled, most: int, **fields: Any)
     stop_tokens = (*fields.pop("stop_tokens", ()), *stops)
     first = replace(first, **fields, stop_tokens=stop_tokens)
     return [replace(first, seed=seed + number) for number in range(asked.n)]
+
+
+def search_of(asked: Sampled, most: int) -> BeamSearch | None:
+    """How the texts asked for are searched for; None where they are drawn.
+
+    Raises:
+        InputError: a field is for the one, and the texts are to come by the other.
+    """
+    if asked.beams == 1:
+        if asked.length_penalty is not None:
+            raise InputError("is for searches", where="length_penalty", todo="Ask for more than one of beams too.")
+        return None
+    for name in ("style", "temperature", *SHAPING, "logit_bias", "logprobs"):
+        if getattr(asked, name) != type(asked).model_fields[name].default:
+            raise InputError("is for texts that are drawn, and beams search", where=name)
+    if asked.n > asked.beams:
+        raise InputError(f"{asked.beams} beams find no {asked.n} texts", where="n")
+    penalty = 1.0 if asked.length_penalty is None else float(asked.length_penalty)
+    return BeamSearch(asked.beams, penalty, max_new_tokens=most)
 
 
 def _schema(asked: ResponseFormat | None) -> str | None:
@@ -162,6 +182,7 @@ class Answer:
         choices = [
             {"index": index, **choice.whole(), "finish_reason": reason}
             for index, (choice, reason) in enumerate(zip(self.choices, reasons, strict=True))
+            if reason  # a search may find fewer texts than were asked for, where there are no more
         ]
         return {**self._frame, "object": self.called, "choices": choices, "usage": self._usage()}
 
@@ -200,7 +221,7 @@ class Answer:
         async with aclosing(self.reader.pieces()) as coming:
             async for piece in coming:
                 self.record.saw_token()
-                self.record.completion_tokens += 1
+                self.record.completion_tokens += len(piece.ids)
                 if piece.finish_reason is not None:
                     self.record.finish_reasons.append(piece.finish_reason)
                 yield piece
@@ -231,15 +252,16 @@ async def begun(
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     look: Look,
+    search: BeamSearch | None = None,
 ) -> Reader:
     """Ask for texts, within what the request's key may ask for; errors as `Worker.submit` and `Limits.begin`."""
     for sampling in samplings[:1]:  # they differ in their seeds
         check_ids(worker.model, [int(id) for id in sampling.logit_bias], "logit_bias")
-    texts = len(prompts) * len(samplings)
+    texts = len(prompts) * (len(samplings) if search is None else search.beams)
     limits.begin(record.key, texts)
     record.held.callback(limits.end, record.key, texts)
     record.prompt_tokens = sum(map(len, prompts))
-    return await worker.submit(prompts, samplings, look=look, deadline=limits.deadline())
+    return await worker.submit(prompts, samplings, look=look, search=search, deadline=limits.deadline())
 
 
 async def answered(answer: Answer, request: Request) -> Response:

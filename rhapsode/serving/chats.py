@@ -14,7 +14,7 @@ from rhapsode.inference.chat import Turn, is_tuned_for_chat
 from rhapsode.inference.engine import Look
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.text import FinishReason, Piece
-from rhapsode.serving.answers import FINISH, Answer, begun, room_for, samplings_of
+from rhapsode.serving.answers import FINISH, Answer, begun, room_for, samplings_of, search_of
 from rhapsode.serving.limits import Limits
 from rhapsode.serving.messages import ChatRequest, Message
 from rhapsode.serving.records import Record
@@ -45,9 +45,10 @@ async def chat(worker: Worker, asked: ChatRequest, record: Record, limits: Limit
             "stop_tokens": form.stops,
             "shown_tokens": form.shown,
         }
-    samplings = samplings_of(model, asked, room_for(model, prompt, wanted, field), **fields)
+    most = room_for(model, prompt, wanted, field)
+    samplings, search = samplings_of(model, asked, most, **fields), search_of(asked, most)
     look = Look((asked.top_logprobs or 0) if asked.logprobs else None)
-    reader = await begun(worker, record, limits, [prompt], samplings, look)
+    reader = await begun(worker, record, limits, [prompt], samplings, look, search)
     choices = [Reply(model, asked, prompt, record, form.reader() if form else None) for _ in samplings]
     return Answer(record, reader, asked, choices, "chat.completion", "chat.completion.chunk", "chatcmpl")
 
@@ -111,14 +112,14 @@ class Reply:
 
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
         deltas = [self._delta(found) for found in self._found(piece)]
-        self._ids.append(piece.token)
+        self._ids += piece.ids
         told = None
         if piece.likelihood is not None:
             self._likelihoods.append(self._token(piece))
             told = {"content": self._likelihoods[-1:]}
         first: dict[str, Any] = {"delta": deltas[0] if deltas else {}, "logprobs": told}
         if self._asked.return_token_ids:
-            first["token_ids"] = [piece.token]
+            first["token_ids"] = [*piece.ids]
         return [first, *({"delta": delta, "logprobs": None} for delta in deltas[1:])]
 
     def whole(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rhapsode.base.errors import InputError
 from rhapsode.inference.engine import Look, Request
 from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.text import FinishReason, Likelihood, Piece
-from rhapsode.serving.answers import FINISH, Answer, begun, check_ids, room_for, samplings_of
+from rhapsode.serving.answers import FINISH, Answer, begun, check_ids, room_for, samplings_of, search_of
 from rhapsode.serving.limits import Limits
 from rhapsode.serving.messages import CompletionRequest
 from rhapsode.serving.records import Record
@@ -36,7 +36,8 @@ async def completion(worker: Worker, asked: CompletionRequest, record: Record, l
     most = min(room_for(model, ids, max(1, asked.max_tokens)) for ids in prompts)
     look = Look(asked.logprobs, prompt=asked.echo and asked.logprobs is not None)
     record.prompts = [text if isinstance(text, str) else model.tokenizer.decode(text) for text in texts]
-    reader = await begun(worker, record, limits, prompts, samplings_of(model, asked, most), look)
+    samplings, search = samplings_of(model, asked, most), search_of(asked, most)
+    reader = await begun(worker, record, limits, prompts, samplings, look, search)
     choices = [
         Continuation(model, asked, ids, text, request, record)
         for ids, text, request in zip(prompts, record.prompts, reader.requests, strict=True)
@@ -92,14 +93,14 @@ class Continuation:
             if piece.likelihood is not None:
                 self._tell(columns, piece.token, piece.likelihood)
         else:
-            self._record.completion_tokens -= 1  # it was drawn only because the engine always draws one
+            self._record.completion_tokens -= len(piece.ids)  # written only because the engine always draws one
         self._text.append(text)
-        self._ids.append(piece.token)
+        self._ids += piece.ids
         for name, values in columns.items():
             self._columns[name] += values
         part: dict[str, Any] = {"text": text, "logprobs": None if self._asked.logprobs is None else columns}
         if self._asked.return_token_ids:
-            part["token_ids"] = [piece.token] if written else []
+            part["token_ids"] = [*piece.ids] if written else []
             if first:
                 part["prompt_token_ids"] = self._prompt
         return [part]

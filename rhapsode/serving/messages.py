@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from rhapsode.inference.styles import Style
 
 MOST_TEXTS = 16
+MOST_BEAMS = 16
 MOST_PROMPTS = 256
 MOST_MESSAGES = 1000
 MOST_TOOLS = 128
@@ -82,11 +83,13 @@ class ResponseFormat(Strict):
 
 
 class Sampled(Shaped):
-    """How texts are drawn, and when they end: what both kinds of request have in common."""
+    """How texts are drawn or searched for, and when they end: what both kinds of request have in common."""
 
     temperature: Annotated[Number, Field(ge=0, le=100)] = 1.0
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MOST_TEXTS)] = 1
+    beams: Annotated[StrictInt, Field(ge=1, le=MOST_BEAMS)] = 1
+    length_penalty: Annotated[Number, Field(ge=-100, le=100)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stop_token_ids: Annotated[list[Id], Field(max_length=MOST_STOPS)] | None = None
     response_format: ResponseFormat | None = None

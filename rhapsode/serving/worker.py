@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from rhapsode.base.errors import RhapsodeError
+from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.chat import ChatTemplate
 from rhapsode.inference.engine import Look, Request
 from rhapsode.inference.language_model import LanguageModel
@@ -114,11 +115,15 @@ class Worker:
         *,
         look: Look = Look(),  # noqa: B008  # frozen
         deadline: float | None = None,
+        search: BeamSearch | None = None,
     ) -> Reader:
-        """Ask for texts from prompts, for each as many as `samplings`; arguments and errors as `Engine.submit`."""
+        """Ask for texts from prompts, for each as many as `samplings`; arguments and errors as `Engine.submit`.
+
+        With `search` they are searched for: the first of `samplings` says what they must be, as in `Engine.search`.
+        """
         reader = Reader(self, len(samplings))
         try:
-            await self.run(partial(self._begin, reader, prompts, samplings, look, deadline))
+            await self.run(partial(self._begin, reader, prompts, samplings, look, search, deadline))
         except asyncio.CancelledError:  # whoever asked has gone, perhaps when it had begun
             self._orders.put(reader.cancel)
             raise
@@ -149,14 +154,19 @@ class Worker:
         prompts: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
         look: Look,
+        search: BeamSearch | None,
         deadline: float | None,
     ) -> None:
         self.model.decoder()
         assert self.engine is not None
+        engine, ends, count = self.engine, self.model.end_ids, len(samplings)
         try:
             for prompt in prompts:
-                request = self.engine.submit(prompt, samplings, self.model.end_ids, look=look, deadline=deadline)
-                reader.requests.append(request)
+                reader.requests.append(
+                    engine.submit(prompt, samplings, ends, look=look, deadline=deadline)
+                    if search is None
+                    else engine.search(prompt, search, ends, sampling=samplings[0], count=count, deadline=deadline)
+                )
         except RhapsodeError:
             for request in reader.requests:
                 self.engine.cancel(request)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -461,10 +462,9 @@ class StreamDecoder:
 
     def fork(self) -> StreamDecoder:
         """One for the same tokens so far, to which others then come."""
-        other = StreamDecoder(self._tokenizer)
-        other._skipped = self._skipped
+        other = copy(self)
+        other._bytes, other._ids = codecs.getincrementaldecoder("utf-8")(errors="replace"), list(self._ids)
         other._bytes.setstate(self._bytes.getstate())
-        other._ids, other._written = list(self._ids), self._written
         return other
 
     def _beyond_written(self, text: str) -> str:

@@ -25,7 +25,6 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.serving.app import Access, application
-from rhapsode.serving.limits import Limits
 from rhapsode.serving.models import Models
 from rhapsode.serving.server import listening, server_for
 from rhapsode.tokenizer.train import train_tokenizer
@@ -63,13 +62,12 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @contextmanager
-def serving(folders: Mapping[str, Path], *, port: int = 0, limits: Limits | None = None) -> Iterator[str]:
+def serving(folders: Mapping[str, Path], *, port: int = 0, **access: Any) -> Iterator[str]:
     """The address of a server of these models, which ends with the block; port 0 takes any that is free."""
     socket = listening("127.0.0.1", port)
     port = socket.getsockname()[1]
     models = Models(folders, device="cpu", memory=1 << 30, queue=100)
-    access = Access(frozenset({f"127.0.0.1:{port}"}), limits=limits or Limits())
-    server = server_for(application(models, access))
+    server = server_for(application(models, Access(frozenset({f"127.0.0.1:{port}"}), **access)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     while not server.started:

@@ -25,7 +25,7 @@ def test_an_answer_is_what_the_server_writes(chat: Chat) -> None:
     assert chat.text() == choice["message"]["content"]
     expect(chat.tokens()).to_have_count(len(choice["token_ids"]))
     told = chat.page.locator(".told")
-    reason = "reached the most tokens allowed" if choice["finish_reason"] == "length" else "ended by itself"
+    reason = "reached the limit of tokens" if choice["finish_reason"] == "length" else "ended by itself"
     expect(told).to_have_text(re.compile(rf"^{len(choice['token_ids'])} tokens · [\d.]+ tokens/s · {reason}$"))
     first_line = choice["message"]["content"].strip().split("\n")[0]
     expect(chat.page.locator("#spoken")).to_contain_text(first_line)

@@ -36,7 +36,10 @@ async function refusal(response) {
   }
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   const seconds = Number.isFinite(wait) ? wait : null;
-  if (seconds !== null) message += ` Try again in ${seconds === 1 ? "a second" : `${seconds} seconds`}.`;
+  if (seconds !== null) {
+    const then = seconds === 1 ? "a second" : `${seconds} seconds`;
+    message = `${message.replace(/ (Try|Ask) again[^.]*\.$/, "")} Try again in ${then}.`;
+  }
   return new ServerError(message, { status: response.status, seconds });
 }
 

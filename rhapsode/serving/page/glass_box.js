@@ -11,7 +11,7 @@ const STEPS = 40;
 const HOTTEST = 2;
 const GRID = Array.from({ length: STEPS + 1 }, (_, place) => Number(((place * HOTTEST) / STEPS).toFixed(2)));
 const TOP = 20; // alternatives that are listed
-const NAME_WIDTH = 7.5; // rem
+const NAME_WIDTH = 6.9; // rem
 const STEP_WIDTH = 5.2;
 const SHOWN_BEFORE = 60; // characters of the text that stand before the token
 const FILTERS = ["top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"];

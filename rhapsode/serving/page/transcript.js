@@ -8,7 +8,7 @@ const LIKELY = [0.01, 0.05, 0.2, 0.5]; // the colours change at these probabilit
 
 const FINISH = {
   stop: "ended by itself",
-  length: "reached the most tokens allowed",
+  length: "reached the limit of tokens",
   context: "the model's context is full",
   stopped: "stopped",
   failed: "broke off",
