@@ -22,7 +22,7 @@ from rhapsode.serving import chats, completions, looks
 from rhapsode.serving.answers import SHAPING, answered
 from rhapsode.serving.bodies import StrictRoute
 from rhapsode.serving.embeddings import embeddings
-from rhapsode.serving.guard import Guard, refusal
+from rhapsode.serving.guard import RETRY_SECONDS, Guard, Recorder, refusal
 from rhapsode.serving.limits import Limits
 from rhapsode.serving.messages import (
     ChatRequest,
@@ -37,7 +37,6 @@ from rhapsode.serving.page import add_page
 from rhapsode.serving.records import Log, record_of
 from rhapsode.serving.worker import Worker
 
-RETRY_SECONDS = 5
 LONGEST_PLACE = 200  # characters of a field's name in a message: it may be the client's own
 
 
@@ -147,7 +146,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
     _add_error_handlers(app)
     metrics = Metrics(models)
     over = [metrics.count] if log is None else [metrics.count, log.write]
-    app.add_middleware(Guard, hosts=access.hosts, origins=access.origins, keys=access.keys, limits=limits, over=over)
+    app.add_middleware(Guard, hosts=access.hosts, origins=access.origins, keys=access.keys, limits=limits)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -155,6 +154,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
+    app.add_middleware(Recorder, over=over)
     return app
 
 

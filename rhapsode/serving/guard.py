@@ -1,7 +1,7 @@
 """What must not reach a route does not: a strange Host or Origin, a wrong key, too many requests, an endless body.
 
-Also begins and ends the record of each request. `Impatient` is the same for what comes before a request is one:
-connections on which nothing comes, or nothing is read.
+`Recorder` begins and ends the record of each request. `Impatient` is the guard of what comes before a request is one:
+connections on which nothing comes, or nothing is read, or no HTTP.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import base64
 import binascii
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import h11
 from starlette.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rhapsode.serving.limits import Limits, TooOftenError
 from rhapsode.serving.records import Record, Writer
 
-LARGEST_BODY = 4 << 20  # bytes
+LARGEST_HEADERS = 64 << 10  # bytes
+LARGEST_BODY = 4 << 20
 BODY_SECONDS = 60  # for a whole body
 HEADER_SECONDS = 30  # until a connection has sent a whole request
 READ_SECONDS = 60  # that a client may read nothing of what waits for it
+MOST_CONNECTIONS = 1000  # beyond which they are told to come back; from twice as many on they are closed
+RETRY_SECONDS = 5
 KEYLESS = ("/health",)
 
 log = logging.getLogger(__name__)
@@ -47,29 +52,15 @@ def refusal(
     return JSONResponse({"error": error}, status, headers)
 
 
-class Guard:
-    """Stands before all routes.
+class Recorder:
+    """Stands before all else: begins the record of a request, and ends it, and with it what was held for the request.
 
     Args:
-        hosts: the values of a Host header that are answered, so that no web page can reach the server by a name of
-            its own; empty for any.
-        origins: pages of these sites are answered too, besides the server's own.
-        keys: one of which requests must carry; none for nothing.
         over: told of each request when it is over.
     """
 
-    def __init__(
-        self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
-        *,
-        hosts: frozenset[str],
-        origins: frozenset[str],
-        keys: Sequence[str],
-        limits: Limits,
-        over: Sequence[Writer],
-    ) -> None:
-        self._app, self._hosts, self._origins, self._limits, self._over = app, hosts, origins, limits, over
-        self._keys = [key.encode("utf-8") for key in keys]
+    def __init__(self, app: ASGIApp, *, over: Sequence[Writer]) -> None:
+        self._app, self._over = app, over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,24 +75,65 @@ class Guard:
             await send(message)
 
         try:
-            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            refused = self._refused(scope["path"], headers, record)
-            body = b""
-            if refused is None:
-                try:
-                    async with asyncio.timeout(BODY_SECONDS):
-                        body, refused = await _body(receive)
-                except TimeoutError:
-                    refused = refusal(408, f"the body took longer than {BODY_SECONDS} seconds")
-            if refused is not None:
-                await refused(scope, receive, noted)
-                return
-            await self._app(scope, _given(body, receive), noted)
+            await self._app(scope, receive, noted)
+        except Exception:
+            if record.status is not None:  # too late for another answer: the connection ends
+                raise
+            log.exception("request %s failed", record.id)
+            await refusal(500, f"the server failed; its log says why, under {record.id}")(scope, receive, noted)
         finally:
             record.route = getattr(scope.get("route"), "path", None)
             await record.held.aclose()
             for write in self._over:
                 write(record)
+
+
+class Guard:
+    """Stands before all routes.
+
+    Args:
+        hosts: the values of a Host header that are answered, so that no web page can reach the server by a name of
+            its own; empty for any.
+        origins: pages of these sites are answered too, besides the server's own.
+        keys: one of which requests must carry; none for nothing.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: frozenset[str],
+        origins: frozenset[str],
+        keys: Sequence[str],
+        limits: Limits,
+    ) -> None:
+        self._app, self._hosts, self._origins, self._limits = app, hosts, origins, limits
+        self._keys = [key.encode("utf-8") for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope.get("state", {}).get("crowded"):
+            refused: JSONResponse | None = refusal(
+                503, "too many connections", headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+            )
+        else:
+            refused = _too_large(scope) or self._refused(scope["path"], headers, scope["record"])
+        body = b""
+        if refused is None:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    body, refused = await _body(receive)
+            except TimeoutError:
+                refused = refusal(
+                    408, f"the body took longer than {BODY_SECONDS} seconds", headers={"Connection": "close"}
+                )
+        if refused is not None:
+            await refused(scope, receive, send)
+            return
+        await self._app(scope, _given(body, receive), send)
 
     def _refused(self, path: str, headers: Mapping[str, str], record: Record) -> JSONResponse | None:
         if self._hosts and headers.get("host", "") not in self._hosts:
@@ -110,6 +142,10 @@ class Guard:
         own = origin is None or origin.partition("://")[2] == headers.get("host", "")
         if not own and origin not in self._origins:
             return refusal(403, "requests from other sites are not answered (Origin)")
+        if "content-length" in headers and "transfer-encoding" in headers:  # what one takes for a body, another may not
+            return refusal(
+                400, "Content-Length and Transfer-Encoding: give one of them", headers={"Connection": "close"}
+            )
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdecimal()) or len(length) > 20 or int(length) > LARGEST_BODY:
             return refusal(413, f"the body is larger than {LARGEST_BODY:,} bytes")
@@ -138,6 +174,14 @@ class Guard:
             return None
         equal = [hmac.compare_digest(key, own) for own in self._keys]
         return equal.index(True) if True in equal else None
+
+
+def _too_large(scope: Scope) -> JSONResponse | None:
+    """Refuse headers that came whole but are larger than those that would have been waited for."""
+    sizes = (len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
+    if sum(sizes) + len(scope["raw_path"]) + len(scope["query_string"]) > LARGEST_HEADERS:
+        return refusal(431, f"the headers are larger than {LARGEST_HEADERS:,} bytes", headers={"Connection": "close"})
+    return None
 
 
 async def _body(receive: Receive) -> tuple[bytes, JSONResponse | None]:
@@ -179,6 +223,11 @@ class Impatient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > 2 * MOST_CONNECTIONS:
+            transport.abort()
+            return
+        if len(self.connections) > MOST_CONNECTIONS:
+            self.app_state = {**self.app_state, "crowded": True}
         self._looking = self.loop.call_later(HEADER_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -195,6 +244,24 @@ class Impatient(H11Protocol):
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that something is no HTTP, in the dialect's form; uvicorn calls it where it has caught h11's error."""
+        error = sys.exc_info()[1]
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is under way, or was the last one
+            self.transport.close()
+            return
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        told = refusal(status, f"this is no HTTP request: {error or msg}", headers={"Connection": "close"})
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+        for event in (
+            h11.Response(status_code=status, headers=told.raw_headers),
+            h11.Data(data=bytes(told.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _look(self) -> None:
         """End a connection that has begun no request since the last look."""

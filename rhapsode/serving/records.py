@@ -105,7 +105,8 @@ class Log:
             }
             if self._texts:
                 line |= {"prompts": record.prompts, "answers": record.answers}
-        print(json.dumps(line, ensure_ascii=False), file=self._file or sys.stderr, flush=True)
+        # In ASCII: no path can end the line, or say anything to a terminal.
+        print(json.dumps(line), file=self._file or sys.stderr, flush=True)
 
 
 Writer = Callable[[Record], None]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
 
 from rhapsode.base.errors import InputError
-from rhapsode.serving.guard import Impatient
-
-LARGEST_HEADERS = 64 << 10  # bytes
-MOST_CONNECTIONS = 1024
+from rhapsode.serving.guard import LARGEST_HEADERS, MOST_CONNECTIONS, Impatient
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -35,6 +33,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 def server_for(app: FastAPI) -> uvicorn.Server:
     """A server, ready to run on sockets."""
+    _allow_files(2 * MOST_CONNECTIONS + 1000)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -44,7 +43,19 @@ def server_for(app: FastAPI) -> uvicorn.Server:
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=LARGEST_HEADERS,
-            limit_concurrency=MOST_CONNECTIONS,
             timeout_keep_alive=30,
         )
     )
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many files and sockets open, as far as the system lets it decide."""
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
