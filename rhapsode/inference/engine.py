@@ -349,9 +349,7 @@ class Engine:
         assert isinstance(text, Text) and request.look.likeliest is not None
         first = running.read + 1  # the token that the first row foretells
         for place in range(first, min(first + len(reading.ids), text.prompt_length)):
-            likely = likelihood(
-                logits[place - first], running.ids[place], request.look.likeliest, text.vocabulary_size
-            )
+            likely = likelihood(logits[place - first], running.ids[place], request.look.likeliest, text.vocabulary_size)
             request.prompt.append(likely)
         return logits[max(0, text.prompt_length - first) :]
 

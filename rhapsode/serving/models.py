@@ -20,6 +20,7 @@ from rhapsode.exchange.opening import outline
 from rhapsode.inference.chat import is_tuned_for_chat
 from rhapsode.inference.language_model import load
 from rhapsode.inference.step import block_bytes
+from rhapsode.model.config import Kind
 from rhapsode.model.decoder import Decoder
 from rhapsode.serving.worker import Worker
 
@@ -45,6 +46,7 @@ class Served:
 
     name: str
     path: Path
+    kind: Kind
     weights: int
     worker: Worker | None = None
     taken: int = 0
@@ -57,7 +59,6 @@ class Served:
 class Facts:
     """What clients may want to know of a model."""
 
-    kind: str
     chat: bool
     context_length: int
 
@@ -104,7 +105,7 @@ class Models:
                     where=str(path),
                     todo="Give more with --memory.",
                 )
-            self._served[name] = Served(name, path, seen.weights)
+            self._served[name] = Served(name, path, seen.kind, seen.weights)
         self._loading = asyncio.Lock()
 
     def __iter__(self) -> Iterator[Served]:
@@ -150,7 +151,7 @@ class Models:
             cache = model.engine().pool.count * block_bytes(model.model)
         await self._make_room(served, served.weights + cache)
         served.worker, served.taken = Worker(model, longest_queue=self._queue), served.weights + cache
-        served.facts = Facts(model.config.kind, is_tuned_for_chat(model), model.config.context_length)
+        served.facts = Facts(is_tuned_for_chat(model), model.config.context_length)
 
     async def _make_room(self, wanted: Served, size: int) -> None:
         """Put models away, the longest unused first, until `size` bytes are free."""
@@ -178,7 +179,7 @@ def described(served: Served) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "rhapsode",
-        "kind": facts and facts.kind,
+        "kind": served.kind,
         "chat": facts and facts.chat,
         "max_model_len": facts and facts.context_length,
         "loaded": served.worker is not None,
