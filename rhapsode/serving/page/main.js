@@ -502,7 +502,7 @@ async function start() {
   } catch (error) {
     problem = error.message;
   }
-  models = models.filter((each) => each.kind === null || each.kind === "decoder");
+  models = models.filter((each) => each.kind === "decoder");
   find("model").append(...models.map((each) => element("option", { value: each.id }, each.id)));
   if (modelOf(kept.model)) find("model").value = kept.model;
   settings = new Settings(find("settings-body"), {
