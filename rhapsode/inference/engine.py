@@ -213,9 +213,11 @@ class Engine:
             QueueFullError: too many wait already.
         """
         with self._lock:
+            check_search(sampling)
             guide = None
-            if self._tokenizer is not None:
-                check_search(sampling)
+            if self._tokenizer is None:
+                assert sampling == Sampling(), "what texts must be is said with a tokenizer"
+            else:
                 most = search.max_new_tokens or self.context_length
                 guide = self._text(0, prompt, replace(sampling, max_new_tokens=most), end_ids)
                 vocabulary_size = vocabulary_size or self._tokenizer.vocabulary_size
@@ -225,7 +227,8 @@ class Engine:
                 raise InputError(
                     f"{search.beams} beams of {searched.longest} tokens are more than the cache of "
                     f"{self.pool.count * BLOCK}",
-                    todo="Ask for fewer beams, or fewer new tokens.",
+                    where="beams",
+                    todo="Ask for fewer, or for fewer new tokens.",
                 )
             return self._submitted(Request([searched], deadline, Look()))
 
