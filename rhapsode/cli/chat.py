@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rhapsode.cli.generate import SAMPLING
+from rhapsode.cli.serve import LOOPBACK, run_server
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import Style
 
@@ -32,6 +33,7 @@ def chat(
     model: Path,
     *,
     system: str | None = None,
+    web: bool = False,
     device: str = "auto",
     style: Annotated[Style | None, Parameter(group=SAMPLING)] = None,
     sampling: Annotated[Sampling, Parameter(name="*", group=SAMPLING)] = Sampling(),  # noqa: B008  # frozen
@@ -43,12 +45,16 @@ def chat(
 
         rhapsode chat runs/mytext --temperature 0.7
 
+        rhapsode chat runs/mytext --web
+
     Parameters
     ----------
     model: Path
         A model folder, a checkpoint, or a run.
     system: str
         What the model is told before the conversation.
+    web: bool
+        Talk in the browser instead, where every token can be looked into.
     device: str
         auto, cpu, cuda or mps.
     style: Style
@@ -61,6 +67,15 @@ def chat(
     from rhapsode.inference.chat import Chat
     from rhapsode.inference.language_model import load
 
+    if web:
+        if system is not None or style is not None or sampling != Sampling():
+            raise InputError(
+                "the page has settings of its own",
+                where="--web",
+                todo="Leave out --system, --style and the settings of sampling; they are set on the page.",
+            )
+        run_server([model], LOOPBACK[0], 0, device=device, browser=True)
+        return
     prepare(device)
     conversation = Chat(load(model, device), sampling, system)
     if sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""`rhapsode evaluate MODEL TEXT...`: how well a model predicts a text."""
+"""`rhapsode evaluate MODEL TEXT...`: how well a model predicts a text, or does the tasks of the evaluation harness."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 if TYPE_CHECKING:
     from rhapsode.inference.language_model import LanguageModel
 
 TOKENS_AT_ONCE = 4096
 """Tokens that are predicted side by side."""
+
+UNSAID: dict[str, Any] = {"text_field": "text", "separator": None, "encoding": None, "skip_bad": False}
+"""How texts are read unless something else is said."""
 
 
 def evaluate(
@@ -22,19 +25,24 @@ def evaluate(
     stride: int | None = None,
     context: int | None = None,
     json: bool = False,
-    text_field: str = "text",
-    separator: str | None = None,
-    encoding: str | None = None,
-    skip_bad: bool = False,
+    text_field: str = UNSAID["text_field"],
+    separator: str | None = UNSAID["separator"],
+    encoding: str | None = UNSAID["encoding"],
+    skip_bad: bool = UNSAID["skip_bad"],
+    tasks: str | None = None,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    include_path: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Measure perplexity and bits per byte on a text.
+    """Measure perplexity and bits per byte on a text, or do tasks of the EleutherAI evaluation harness.
 
     The text is read in windows of the model's context that overlap, so that each token is predicted once, from at
     least context - stride tokens before it. Bits per byte compare models of different tokenizers; nats per token and
     perplexity do not.
 
         rhapsode evaluate runs/mytext other.txt
+
+        rhapsode evaluate runs/mytext --tasks arc_easy,lambada_openai --limit 100
 
     Parameters
     ----------
@@ -45,7 +53,7 @@ def evaluate(
     stride: int
         Tokens from one window to the next; half the context unless given. As large as the context: no overlap.
     context: int
-        Tokens in a window; the model's context unless given.
+        Tokens in a window, or read for a task; the model's context unless given.
     json: bool
         Print one JSON object instead.
     text_field: str
@@ -56,6 +64,12 @@ def evaluate(
         The encoding of the texts, if it is found out wrongly.
     skip_bad: bool
         Leave out what cannot be read, instead of stopping at it.
+    tasks: str
+        Tasks instead of texts, by the harness's names, with commas between. Most fetch their data from the network.
+    limit: int
+        Do only so many questions of each task.
+    include_path: Path
+        A folder with more tasks (YAML). They may name Python code, which is run: only a folder that you trust.
     device: str
         auto, cpu, cuda or mps.
     """
@@ -68,11 +82,20 @@ def evaluate(
     from rhapsode.inference import evaluation
     from rhapsode.inference.language_model import load
 
+    reading = {"text_field": text_field, "separator": separator, "encoding": encoding, "skip_bad": skip_bad}
+    if tasks is not None:
+        given = {"TEXT": texts != (), "--stride": stride is not None}
+        given |= {f"--{name.replace('_', '-')}": value != UNSAID[name] for name, value in reading.items()}
+        _refuse(given, "is about texts, not about tasks", "Leave it out, or --tasks.")
+        _do_tasks(model, tasks, context, limit, include_path, device, json)
+        return
+    _refuse(
+        {"--limit": limit is not None, "--include-path": include_path is not None}, "is about --tasks", "Give both."
+    )
     if not texts:
         raise InputError("there is no TEXT", todo="Name files, folders or globs, or - for standard input.")
     prepare(device)
     language_model = load(model, device)
-    reading = {"text_field": text_field, "separator": separator, "encoding": encoding, "skip_bad": skip_bad}
     tokens, facts = _tokens(language_model, _documents(texts, reading))
     context = language_model.config.context_length if context is None else context
     stride = max(1, context // 2) if stride is None else stride
@@ -93,6 +116,41 @@ def evaluate(
         print(dumps({"model": str(model)} | asdict(result) | facts))
     else:
         _show(asdict(result) | facts)
+
+
+def _refuse(given: dict[str, bool], why: str, todo: str) -> None:
+    """Refuse what says nothing here, instead of ignoring it."""
+    from rhapsode.base.errors import InputError
+
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(why, where=name, todo=todo)
+
+
+def _do_tasks(
+    model: Path, tasks: str, context: int | None, limit: int | None, include_path: Path | None, device: str, json: bool
+) -> None:
+    from json import dumps
+
+    from rhapsode.base.errors import InputError
+    from rhapsode.base.machine import prepare
+
+    try:
+        from rhapsode.inference.harness import HarnessModel, run_tasks
+    except ImportError as error:
+        raise InputError(
+            f"tasks are those of the evaluation harness, which is not installed whole ({error})",
+            todo="Install it: pip install 'rhapsode[harness]'.",
+        ) from None
+    names = [name for name in map(str.strip, tasks.split(",")) if name]
+    if not names:
+        raise InputError("there is no task", where="--tasks", todo="As in: --tasks arc_easy,lambada_openai")
+    prepare(device)
+    results = run_tasks(HarnessModel(model, device, context), names, limit=limit, include_path=include_path)
+    if json:
+        print(dumps({"model": str(model)} | {key: results[key] for key in ("results", "versions", "n-shot")}))
+        return
+    _show_tasks(results)
 
 
 def _documents(texts: Sequence[str], reading: dict[str, Any]) -> Iterator[str]:
@@ -150,3 +208,25 @@ def _show(facts: dict[str, Any]) -> None:
             f"\n{facts['unknown']:,} tokens stand for something that the vocabulary lacks. They are easy to predict: "
             "these figures flatter the model."
         )
+
+
+def _show_tasks(results: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from rhapsode.cli.console import console
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "version", "examples shown", "questions", "filter", "metric", "value", "standard error"):
+        table.add_column(heading, justify="left" if heading in ("task", "filter", "metric") else "right")
+    for task, found in results["results"].items():
+        of_task = (found["alias"], results["versions"].get(task, ""), results["n-shot"].get(task, ""))
+        row = [*map(str, of_task), str(found.get("sample_len", ""))]
+        for key, value in found.items():
+            metric, comma, name = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                error = found.get(f"{metric}_stderr,{name}")
+                table.add_row(
+                    *row, name, metric, *(f"{n:,.4f}" if isinstance(n, float) else "" for n in (value, error))
+                )
+                row = [""] * len(row)
+    console().print(table)

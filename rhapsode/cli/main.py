@@ -64,7 +64,12 @@ COMMANDS = (
         "exporting:export",
         "Write a model for other tools, and check that it computes the same.",
     ),
-    ("evaluate", JUDGE, "evaluate:evaluate", "Measure perplexity and bits per byte on a text."),
+    (
+        "evaluate",
+        JUDGE,
+        "evaluate:evaluate",
+        "Measure perplexity and bits per byte on a text, or do tasks of the evaluation harness.",
+    ),
     ("report", JUDGE, "report:report", "Make the page that shows how a run went."),
     ("verify", JUDGE, "verify:verify", "Check that a run, checkpoint, model, corpus or token store is undamaged."),
     ("similar", EXPLAIN, "similar:similar", "Show the words whose vectors are nearest to a word's."),

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter, validators
 
 from rhapsode.base.errors import InputError
 
+if TYPE_CHECKING:
+    from rhapsode.serving.app import Access
+    from rhapsode.serving.records import Log
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY = "RHAPSODE_API_KEY"
+QUEUE = 256
 LIMITS, LOG = Group.create_ordered("Who may ask, and how much"), Group.create_ordered("What is written down")
 
 
@@ -24,9 +32,10 @@ def serve(
     device: str = "auto",
     api_key: Annotated[Path | None, Parameter(group=LIMITS)] = None,
     allow_origin: Annotated[tuple[str, ...], Parameter(group=LIMITS)] = (),
-    queue: Annotated[int, Parameter(group=LIMITS, validator=validators.Number(gte=1, lte=100_000))] = 256,
+    queue: Annotated[int, Parameter(group=LIMITS, validator=validators.Number(gte=1, lte=100_000))] = QUEUE,
     key_queue: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
     key_rate: Annotated[int | None, Parameter(group=LIMITS, validator=validators.Number(gte=1))] = None,
+    deadline: Annotated[float | None, Parameter(group=LIMITS, validator=validators.Number(gt=0))] = None,
     log: Annotated[Path | None, Parameter(group=LOG)] = None,
     log_texts: Annotated[bool, Parameter(group=LOG)] = False,
 ) -> None:
@@ -64,20 +73,16 @@ def serve(
         Texts that each key may have waiting or being written; more are told to come back (503).
     key_rate: int
         Requests that each key may make in a minute; more are told to come back (429).
+    deadline: float
+        Seconds in which an answer must be there; one that is not is given up (504, or an error in its stream).
     log: Path
         Append a line of JSON for each request to this file, instead of standard error.
     log_texts: bool
         Prompts and answers are in those lines too.
     """
-    import asyncio
-
-    from rhapsode.base.machine import memory_bytes, prepare
-    from rhapsode.base.progress import note
-    from rhapsode.serving.app import Access, application
+    from rhapsode.serving.app import Access
     from rhapsode.serving.limits import Limits
-    from rhapsode.serving.models import Models
     from rhapsode.serving.records import Log
-    from rhapsode.serving.server import listening, server_for
 
     if not models:
         raise InputError("there is no model to serve", todo="As in: rhapsode serve runs/mytext")
@@ -91,19 +96,67 @@ def serve(
     for origin in allow_origin:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             raise InputError(f"{origin!r} is no site", where="--allow-origin", todo="As in: https://example.org")
+    run_server(
+        models,
+        host,
+        port,
+        device=device,
+        memory=memory,
+        queue=queue,
+        access=Access(origins=frozenset(allow_origin), keys=keys, limits=Limits(key_rate, key_queue, deadline)),
+        log=Log(log, texts=log_texts),
+    )
+
+
+def run_server(
+    models: Sequence[Path],
+    host: str,
+    port: int,
+    *,
+    device: str,
+    memory: float | None = None,
+    queue: int = QUEUE,
+    access: Access | None = None,
+    log: Log | None = None,
+    browser: bool = False,
+) -> None:
+    """Serve models until Ctrl-C.
+
+    Args:
+        port: 0 takes any that is free.
+        memory: GB that models may take together; None for three quarters of what is free.
+        access: who may ask, besides the hosts; None for everybody on this machine.
+        log: told of each request; None for no log.
+        browser: show the page in the browser.
+    """
+    import asyncio
+    import webbrowser
+    from dataclasses import replace
+
+    from rhapsode.base.machine import memory_bytes, prepare
+    from rhapsode.base.progress import note
+    from rhapsode.serving.app import Access, application
+    from rhapsode.serving.models import Models
+    from rhapsode.serving.server import listening, server_for
+
     names = [_name(path) for path in models]
     if len(set(names)) < len(names):
         raise InputError(f"two models have the name {max(names, key=names.count)!r}", todo="Rename one of the folders.")
     listening_socket = listening(host, port)
+    port = listening_socket.getsockname()[1]
     prepare(device)
     limit = int(memory * 1e9) if memory is not None else memory_bytes() * 3 // 4
     served = Models(dict(zip(names, models, strict=True)), device=device, memory=limit, queue=queue)
     asyncio.run(served.load_first())  # whatever is wrong with it is told now
     hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")) if host in LOOPBACK else None
-    access = Access(hosts or frozenset(), frozenset(allow_origin), keys, Limits(key_rate, key_queue))
-    address = f"[{host}]" if ":" in host else host
-    note(f"Serving {', '.join(names)} on http://{address}:{port} (API: /v1, described at /docs). Ctrl-C ends.")
-    server_for(application(served, access, Log(log, texts=log_texts))).run(sockets=[listening_socket])
+    app = application(served, replace(access or Access(), hosts=hosts or frozenset()), log)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    note(f"Serving {', '.join(names)} on {address} (API: /v1, described at /docs). Ctrl-C ends.")
+    if browser:
+        webbrowser.open(address)  # the socket listens: what comes before the server runs waits
+    # uvicorn raises the signal that ended it once more, when all is written: asked to end is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server_for(app).run(sockets=[listening_socket])
 
 
 def _name(path: Path) -> str:

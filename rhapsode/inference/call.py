@@ -62,12 +62,17 @@ class Call:
             InputError: they are no JSON object.
         """
         try:
-            value = json.loads(self.arguments or "{}")
+            value = json.loads(self.arguments or "{}", parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             raise InputError(f"are not JSON ({error})", where=f"arguments of {self.name}") from None
         if not isinstance(value, dict):
             raise InputError(f"{shown(value)} is not an object", where=f"arguments of {self.name}")
         return value
+
+
+def _refuse(constant: str) -> None:
+    """Python reads NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{constant} is no value")
 
 
 def json_spans(text: str, value: dict[str, Any]) -> list[tuple[int, int]]:

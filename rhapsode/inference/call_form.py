@@ -7,7 +7,7 @@ arguments stand in it, the rest is the form:
 
 In `<tool_call>{"name": "x", "arguments": {}}</tool_call>` the lead is `<tool_call>{"name": "`, the middle
 `", "arguments": ` and the end `}</tool_call>`. Lists of calls, names outside of the JSON and control tokens are all of
-this form. Where the template writes the id of a call, the form holds `ID`.
+this form. Where the template writes the id of a call or numbers the calls, the form holds `ID` or `NUMBER`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from rhapsode.inference.chat import PROBE, PROBE_ARGUMENTS, CallShape, ChatTempl
 
 ID = "\uf8ff"
 """Stands for one letter or digit of an id."""
+NUMBER = "\uf8fe"
+"""Stands for the number of a call in its turn, a digit."""
 
 SMALLEST_TRIGGER = 2  # characters: one alone stands in every other text
 
@@ -64,6 +66,8 @@ class CallForm:
     """Control tokens with which the template ends the assistant's turn, with calls or without."""
     control: frozenset[str]
     """All names of control tokens."""
+    spaced: bool
+    """Whether a space may stand after a control token: some tokenizers put one before every text."""
 
     @classmethod
     def of(cls, template: ChatTemplate) -> CallForm:
@@ -95,7 +99,7 @@ class _Probes:
         self.control = frozenset(template.model.tokenizer.special_tokens)
         self.calls = [
             Call(f"qv_{word}", PROBE_ARGUMENTS.replace("qv_value", f"qv_value{word}"), f"qvprobe0{number}")
-            for number, word in enumerate(("alpha", "beta"))
+            for number, word in enumerate(("alpha", "beta", "gamma"))
         ]
         special = "".join(f"{re.escape(name)}|" for name in sorted(self.control, key=len, reverse=True))
         self._atoms = re.compile(rf'{special}, "[^"]+": "{ID}+"|{ID}+|.', re.DOTALL)
@@ -103,8 +107,8 @@ class _Probes:
     def form(self) -> CallForm | None:
         """The form; None where there is none."""
         after_text = self._after_text()
-        found = [self._written(calls) for calls in (self.calls[:1], self.calls)]
-        one, two = [text and self._split(text, calls) for text, calls in zip(found, ([0], [0, 1]), strict=True)]
+        found = [self._written(self.calls[:count]) for count in (1, 2, 3)]
+        one, two, three = [text and self._split(text, count) for count, text in enumerate(found, 1)]
         if not one:
             return None
         (lead, middle, tail), stop = one, self._stop(one[-1], after_text)
@@ -117,7 +121,8 @@ class _Probes:
             last, gap = _trimmed(two[-1][: len(two[-1]) - len(stop)]), two[2]
             if last[: len(end)] == end:  # a template may close the calls only where there are several
                 size = _common(last, gap)
-                end, between, close = gap[:size], gap[size:], last[size:]
+                numbered = _numbered(gap, three[4]) if three else gap
+                end, between, close = gap[:size], numbered[size:], last[size:]
         lead = _left_trimmed(lead)
         trigger, anchored = self._trigger(lead, str(found[0]))
         begins_like_name = bool(middle) and NAME.match(middle[0]) is not None
@@ -126,7 +131,17 @@ class _Probes:
         stops = [next((atom for atom in part if atom in self.control), None) for part in (stop, after_text)]
         named = tuple(dict.fromkeys(name for name in stops if name is not None))
         style = _style(str(found[0]), self.calls[0].value())
-        return CallForm(lead, middle, end, between, close, trigger, anchored, style, named, self.control)
+        return CallForm(
+            lead, middle, end, between, close, trigger, anchored, style, named, self.control, self._spaced()
+        )
+
+    def _spaced(self) -> bool:
+        tokenizer = self.template.model.tokenizer
+        for id in list(tokenizer.special_tokens.values())[:1]:
+            alone, before_text = ([id], [id, *tokenizer.encode("[")])
+            one, other = (tokenizer.decode(ids, skip_special=False) for ids in (alone, before_text))
+            return other.removeprefix(one).startswith(" ")
+        return False
 
     def _render(self, message: dict[str, Any] | None) -> str | None:
         turns = [{"role": "user", "content": "qv"}, *([message] if message else [])]
@@ -157,11 +172,10 @@ class _Probes:
             text = text.replace(call.id, ID * len(call.id))
         return tuple(self._atoms.findall(text))
 
-    def _split(self, text: str, numbers: Sequence[int]) -> tuple[Segment, ...] | None:
-        """What stands before, between and after the names and arguments of the calls of these numbers."""
+    def _split(self, text: str, count: int) -> tuple[Segment, ...] | None:
+        """What stands before, between and after the names and arguments of so many calls."""
         parts, at = [], 0
-        for number in numbers:
-            call = self.calls[number]
+        for call in self.calls[:count]:
             spans = json_spans(text, call.value())
             if text.count(call.name) != 1 or len(spans) != 1:
                 return None
@@ -221,6 +235,14 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     """How many elements they have in common from the beginning."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _numbered(gap: Segment, next_gap: Segment) -> Segment:
+    """What stands between two calls, with `NUMBER` where the next two have the next number."""
+    if len(gap) != len(next_gap):
+        return gap
+    digits = {str(number): str(number + 1) for number in range(9)}
+    return tuple(NUMBER if digits.get(a) == b else a for a, b in zip(gap, next_gap, strict=True))
 
 
 def _trimmed(segment: Segment) -> Segment:

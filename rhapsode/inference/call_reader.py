@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import product
 
 from rhapsode.inference.call import LONGEST_NAME, NAME, Call
-from rhapsode.inference.call_form import ID, CallForm, Segment
+from rhapsode.inference.call_form import ID, NUMBER, CallForm, Segment
 
 SPACE = " \t\r\n"
 NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
@@ -17,16 +17,16 @@ NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 class ToolReader:
     """Follows one answer.
 
-    Space before, between and after calls belongs to their form, and is no text. What begins like a call and goes on
-    otherwise is text.
+    Space before a call, between calls, and where the answer ends after one belongs to their form, and is no text. What
+    begins like a call and goes on otherwise is text.
     """
 
     def __init__(self, form: CallForm) -> None:
         self._form = form
-        self._lead, self._middle, self._end, self._close = map(
-            _spellings, (form.lead, form.middle, form.end, form.close)
+        self._lead, self._middle, self._end, self._close = (
+            _spellings(segment, form) for segment in (form.lead, form.middle, form.end, form.close)
         )
-        self._between = [] if form.between is None else _spellings(form.between)
+        self._between = [] if form.between is None else _spellings(form.between, form)
         self._trigger = "".join(form.trigger)
         self._step: Callable[[], bool] = self._text
         self._held = ""  # what is not decided yet
@@ -90,7 +90,7 @@ class ToolReader:
             return False
         arguments = self._held[self._at : end]
         try:
-            whole = isinstance(json.loads(arguments), dict)
+            whole = isinstance(json.loads(arguments, parse_int=float), dict)  # an int has a limit of its own
         except (ValueError, RecursionError):
             whole = False
         if not whole:
@@ -181,9 +181,13 @@ class _ObjectEnd:
         return None
 
 
-def _spellings(segment: Segment) -> list[str]:
+def _spellings(segment: Segment, form: CallForm) -> list[str]:
     """The strings that a part of the form may be; an id that is a field of its own may be left out."""
-    ways = ([atom, ""] if ID in atom and not atom.startswith(ID) else [atom] for atom in segment)
+    ways: list[list[str]] = []
+    for atom in segment:
+        spaced = form.spaced and atom in form.control
+        optional = ID in atom and not atom.startswith(ID)
+        ways.append([atom, *([f"{atom} "] if spaced else []), *([""] if optional else [])])
     return ["".join(way) for way in product(*ways)]
 
 
@@ -192,13 +196,19 @@ def _match(text: str, spellings: list[str]) -> tuple[int | None, bool]:
     size: int | None = None
     open = False
     for spelling in spellings:
-        pairs = zip(text, spelling, strict=False)
-        if all(a == b or (b == ID and a.isascii() and a.isalnum()) for a, b in pairs):
+        if all(map(_is, text, spelling)):
             if len(text) < len(spelling):
                 open = True
             elif size is None or len(spelling) > size:
                 size = len(spelling)
     return size, open
+
+
+def _is(letter: str, expected: str) -> bool:
+    """Whether a letter is the one that the form has here."""
+    if expected in (ID, NUMBER):
+        return letter.isascii() and (letter.isalnum() if expected == ID else letter.isdigit())
+    return letter == expected
 
 
 def _overlap(text: str, word: str) -> int:

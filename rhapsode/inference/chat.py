@@ -74,7 +74,9 @@ class CallShape:
         message["tool_calls"] = []
         for call in calls:
             value = call.value()
-            function = {"name": call.name, "arguments": value if self.arguments == "object" else call.arguments or "{}"}
+            # Models are trained on JSON of one spacing; clients write any.
+            arguments = value if self.arguments == "object" else json.dumps(value, ensure_ascii=False)
+            function = {"name": call.name, "arguments": arguments}
             message["tool_calls"].append({"id": call.id, "type": "function", "function": function})
         return message
 
@@ -118,10 +120,7 @@ class ChatTemplate:
         shown = [{"type": "function", "function": apart(tool.as_json()["function"])} for tool in tools]
         # A template may write JSON in ASCII: there the breaker is an escape.
         text = self.rendered(plain, shown or None, generation=True).replace(mark, breaker)
-        ids: list[int] = []
-        for part in text.split(breaker):
-            ids += self.model.tokenizer.encode(part, special=True)
-        return ids
+        return self.model.tokenizer.encode_apart(text.split(breaker))
 
     def rendered(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, *, generation: bool

@@ -46,6 +46,10 @@ class QueueFullError(RhapsodeError):
     """More texts wait than may."""
 
 
+class TooLateError(RhapsodeError):
+    """The deadline of a request has come before its end."""
+
+
 @dataclass(frozen=True)
 class Look:
     """What is told of each token, besides the token."""
@@ -359,11 +363,11 @@ class Engine:
         for row in logits:
             try:
                 token = text.draw(row)
+                piece = text.push(token)
             except RhapsodeError as error:
                 request.error = error
                 self.cancel(request)
                 return
-            piece = text.push(token)
             logits_of_all = row[: text.vocabulary_size]
             if request.look.likeliest is not None:
                 piece = replace(piece, likelihood=likelihood(logits_of_all, token, request.look.likeliest))
@@ -438,7 +442,7 @@ class Engine:
         everyone = [request for request, _ in self._queue] + [running.request for running in self._running]
         for request in everyone:
             if request.deadline is not None and now > request.deadline and request.error is None:
-                request.error = RhapsodeError("the time for this request is over")
+                request.error = TooLateError("the time for this request is over", todo="Ask for fewer tokens.")
                 self.cancel(request)
 
     def _end(self, running: _Running) -> None:

@@ -6,7 +6,7 @@ rhapsode evaluate runs/mytext unseen.txt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from rhapsode.base.errors import InputError
+from rhapsode.base.errors import InputError, NotFiniteError
+from rhapsode.inference.padding import groups_of_like_length, padded
+from rhapsode.inference.reading import TOKENS_AT_ONCE
 from rhapsode.model.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -41,6 +44,16 @@ class Evaluation:
     """Predicted tokens."""
     bytes: int
     """Bytes of UTF-8 that all tokens, the first included, stand for."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How well what follows a context was predicted."""
+
+    log_probability: float
+    """ln p of all its tokens together."""
+    greedy: bool
+    """Whether each of them is the most likely one where it stands."""
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -131,3 +144,71 @@ def evaluate(
         tokens=predicted,
         bytes=bytes_of_text,
     )
+
+
+@torch.no_grad()
+def continuations(
+    model: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, progress: Progress | None = None
+) -> list[Continuation]:
+    """Predict what follows each context, many texts side by side.
+
+    Pairs that differ in nothing but their last token are read once. All rows of the model's head count, those beyond
+    the tokenizer's vocabulary included, as in transformers.
+
+    Args:
+        pairs: ids of each context and of what follows it.
+        progress: advanced by the pairs predicted.
+
+    Raises:
+        InputError: a context or what follows it is empty, or both have more tokens than the model reads and one more.
+        NotFiniteError: the model computes values that are not finite.
+    """
+    context_length = model.config.context_length
+    askers: dict[tuple[int, ...], list[int]] = {}  # the pairs that need a text, by its ids
+    for number, (context, following) in enumerate(pairs):
+        if not context or not following:
+            raise InputError("neither a context nor what follows it can be empty", where=f"pair {number + 1}")
+        if len(context) + len(following) > context_length + 1:
+            raise InputError(
+                f"{len(context)} tokens and {len(following)} that follow are more than the model's context of "
+                f"{context_length} and one more",
+                where=f"pair {number + 1}",
+            )
+        askers.setdefault((*context, *following)[:-1], []).append(number)
+    texts = dict(enumerate(askers))
+    found: dict[int, Continuation] = {}
+    for group in groups_of_like_length(texts, TOKENS_AT_ONCE):
+        ids, _ = padded([texts[place] for place in group], model.device)  # what is right of a text, it does not see
+        numbers: list[int] = []  # of the pairs, and of each token that is wanted: the row, the place, the id
+        rows: list[int] = []
+        times: list[int] = []
+        tokens: list[int] = []
+        for row, place in enumerate(group):
+            for number in askers[texts[place]]:
+                following, read = pairs[number][1], len(texts[place])
+                numbers.append(number)
+                rows += [row] * len(following)
+                times += range(read - len(following), read)
+                tokens += following
+        hidden = model.hidden(ids)[torch.tensor(rows), torch.tensor(times)]  # (tokens, hidden)
+        log_p, best = _predicted(model, hidden, torch.tensor(tokens, device=ids.device))
+        ends = np.cumsum([len(pairs[number][1]) for number in numbers])[:-1]
+        for number, values, right in zip(numbers, np.split(log_p, ends), np.split(best, ends), strict=True):
+            found[number] = Continuation(float(values.sum()), bool(right.all()))
+        if progress is not None:
+            progress.advance(len(numbers))
+    return [found[number] for number in range(len(pairs))]
+
+
+def _predicted(model: Decoder, hidden: Tensor, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """ln p (tokens,) of the tokens after hidden states (tokens, hidden), in double, and whether each is the best."""
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocabulary_size)
+    log_p, best = [], []
+    for some, their in zip(torch.split(hidden, rows), torch.split(tokens, rows), strict=True):
+        logits = model.head(some).float()  # (some, vocabulary)
+        log_p.append(-F.cross_entropy(logits, their, reduction="none").double().cpu().numpy())
+        best.append((logits.argmax(dim=-1) == their).cpu().numpy())
+    values = np.concatenate(log_p)
+    if not np.isfinite(values).all():
+        raise NotFiniteError("the model computes values that are not finite", todo="Its weights are damaged.")
+    return values, np.concatenate(best)

@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from rhapsode.base.errors import InputError, RhapsodeError, shown
+from rhapsode.base.errors import InputError, shown
 from rhapsode.inference.constraint import Constraint
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 LONGEST = 100_000  # characters of a schema, expression, grammar, or of all choices
-# Some ten milliseconds for making one, and for each token; tens of megabytes.
+# Some hundred milliseconds at most for making one, some ten for each token; tens of megabytes.
 LIMITS = LLParserLimits(
-    initial_lexer_fuel=2_000_000, step_lexer_fuel=400_000, max_lexer_states=20_000, max_grammar_size=100_000
+    initial_lexer_fuel=2_000_000, step_lexer_fuel=400_000, max_lexer_states=20_000, max_grammar_size=20_000
 )
+
+MOST_KEPT = 8  # of what was made lately: texts that are asked for together are of one form
 
 
 def grammar_of(constraint: Constraint) -> str:
@@ -50,9 +56,11 @@ def grammar_of(constraint: Constraint) -> str:
     if not isinstance(value, dict | bool):
         raise InputError(f"{shown(value)} is not a schema, which is an object", where=constraint.kind)
     # As json.dumps has it: where any space may stand, small models write nothing but spaces.
-    return LLMatcher.grammar_from_json_schema(
-        constraint.source, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    )
+    spaces: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    try:
+        return LLMatcher.grammar_from_json_schema(constraint.source, overrides=spaces)
+    except ValueError as error:  # Python's reader knows deeper nesting and larger numbers
+        raise InputError(f"cannot be held to: {error}", where=constraint.kind) from None
 
 
 class Matcher:
@@ -73,7 +81,7 @@ class Matcher:
         """Which tokens may come next, (vocabulary,) of bool.
 
         Raises:
-            RhapsodeError: it has become too complicated to follow.
+            InputError: it has become too complicated to follow.
         """
         bits = self._matcher.compute_bitmask()
         self._check()
@@ -81,7 +89,7 @@ class Matcher:
         return mask
 
     def push(self, token: int) -> None:
-        """The text goes on with a token, one that is allowed or ends it."""
+        """The text goes on with a token, one that is allowed or ends it; errors as `allowed`."""
         self._matcher.consume_token(token)
         self._check()
 
@@ -92,7 +100,7 @@ class Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().splitlines()[0]
-            raise RhapsodeError(f"the text cannot be held to it any more: {reason}", where=self._constraint.kind)
+            raise InputError(f"the text cannot be held to it any more: {reason}", where=self._constraint.kind)
 
 
 class Constraints:
@@ -105,6 +113,7 @@ class Constraints:
     def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
         tokens = _Tokens(tokenizer, end_ids)
         self._tokenizer = LLTokenizer(TokenizerWrapper(tokens), eos_token=list(end_ids) or [tokens.eos_token_id])
+        self._made: dict[Constraint, LLMatcher] = {}
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Follow a new text.
@@ -112,6 +121,13 @@ class Constraints:
         Raises:
             InputError: it is not understood, asks for what is not supported, or is too complicated.
         """
+        if constraint not in self._made:
+            self._made[constraint] = self._make(constraint)
+            if len(self._made) > MOST_KEPT:
+                del self._made[next(iter(self._made))]
+        return Matcher(self._made[constraint].deep_copy(), constraint)
+
+    def _make(self, constraint: Constraint) -> LLMatcher:
         grammar = grammar_of(constraint)
         failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer, limits=LIMITS)
         matcher = None if messages else LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
@@ -120,7 +136,7 @@ class Constraints:
             reason = next((line.strip() for line in told.splitlines() if line.strip()), "it is not understood")
             raise InputError(f"cannot be held to: {reason.rstrip('.')}", where=constraint.kind)
         assert not failed
-        return Matcher(matcher, constraint)
+        return matcher
 
 
 class _Tokens:
@@ -135,5 +151,17 @@ class _Tokens:
         self.tokens += [] if end_ids else [b""]
         self.special_token_ids = sorted({*tokenizer.special_tokens.values(), *end_ids, self.eos_token_id})
 
+        # Some tokenizers put a space before every text; what is asked for here goes on from another.
+        self._before = [] if self._bytes("x") == b"x" else tokenizer.encode("\n")
+
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        size = len(self._before)
+        if size:
+            ids = self._tokenizer.encode("\n" + text)
+            if ids[:size] == self._before:
+                return ids[size:]
+        return self._tokenizer.encode(text)
+
+    def _bytes(self, text: str) -> bytes:
+        return b"".join(map(self._tokenizer.id_to_bytes, self._tokenizer.encode(text)))

@@ -20,12 +20,12 @@ from llguidance import LLMatcher
 
 from rhapsode.base.errors import InputError, nearest
 from rhapsode.inference.call import Tool
-from rhapsode.inference.call_form import ID, CallForm
+from rhapsode.inference.call_form import ID, NUMBER, CallForm
 from rhapsode.inference.call_reader import ToolReader
 from rhapsode.inference.chat import ChatTemplate
 from rhapsode.inference.matching import LIMITS, LONGEST
 
-AUTO, REQUIRED = "auto", "required"
+AUTO, REQUIRED, NONE = "auto", "required", "none"
 INDENTATION = r"\n {0,64}| "  # what may stand between the parts of JSON on several lines
 
 
@@ -46,7 +46,10 @@ class ToolFormat:
         self.form, self._ids = form, special_tokens
         self.stops, self.shown = form.stops, form.shown
         # Those with which the model ends a text may stand wherever the grammar lets the text end.
-        self._other_stops = [special_tokens[name] for name in form.stops if special_tokens[name] not in set(end_ids)]
+        ends = {*end_ids}
+        self._other_stops = [special_tokens[name] for name in form.stops if special_tokens[name] not in ends]
+        of_form = {*form.stops, *form.shown}
+        self._others = [id for name, id in special_tokens.items() if name not in of_form and id not in ends]
 
     @classmethod
     def of(cls, template: ChatTemplate) -> ToolFormat:
@@ -64,8 +67,8 @@ class ToolFormat:
         """What an answer may be, in Lark's form as llguidance has it.
 
         Args:
-            choice: "auto" for any text, and at its end calls or none; "required" for calls and no text; else the name
-                of the tool that is called, once.
+            choice: "auto" for any text, and at its end calls or none; "required" for calls and no text; "none" for
+                text and no calls; else the name of the tool that is called, once.
             parallel: whether there may be several calls.
 
         Raises:
@@ -75,6 +78,8 @@ class ToolFormat:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InputError("is there twice", where=f"tool {twice}")
+        if choice == NONE:
+            return "\n".join(self._text_rules(calls=False))
         if choice not in (AUTO, REQUIRED):
             if choice not in names:
                 todo = nearest(choice, names) if names else None
@@ -101,11 +106,8 @@ class ToolFormat:
             between: what stands between two calls; None for one call only.
         """
         form = self.form
-        stop = f" ({' | '.join(f'<[{id}]>' for id in self._other_stops)})?" if self._other_stops else ""
-        rules = [f"start: {'(TEXT | begun calls)?' if text else 'calls'}{stop}"]
+        rules = self._text_rules() if text else [f"start: calls{self._stop()}"]
         lead = form.lead[len(form.trigger) :] if text else form.lead
-        if text:
-            rules += self._text_rules()
         more = " (next end)*" if between is not None else ""
         rules.append(f"calls: first end{more} {self._written(form.close)}")
         rules.append(f"end: {self._written(form.end)}")
@@ -116,28 +118,56 @@ class ToolFormat:
         rules += [f"arguments{number}: %json {self._schema(tool)}" for number, tool in enumerate(tools)]
         return rules
 
-    def _text_rules(self) -> list[str]:
-        """Text that holds no call, and how one begins after it."""
-        trigger = json.dumps("".join(self.form.trigger))
-        before = r"/\s*/" if self.form.anchored else "ANY"
-        rules = ["ANY: /(?s:.*)/", f"CALL: {before} {trigger} ANY", "TEXT: /(?s:.+)/ & ~CALL"]
-        if self.form.trigger[0] in self.form.control:
-            return [*rules, f"begun: TEXT? {self._written(self.form.trigger)}"]
+    def _stop(self) -> str:
+        """What may end an answer, besides the tokens that end every text."""
+        return f" ({_tokens(self._other_stops)})?" if self._other_stops else ""
+
+    def _text_rules(self, *, calls: bool = True) -> list[str]:
+        """Text that holds no call, and how one begins after it, where there may be `calls`.
+
+        Control tokens may stand in it as they may without tools. They are not shown; so what stands before one is not
+        the beginning of a trigger that would be complete after it.
+        """
+        form, trigger = self.form, "".join(self.form.trigger)
+        before = r"/\s*/" if form.anchored else "ANY"
+        begun = " | ".join(json.dumps(trigger[:size]) for size in range(0 if form.anchored else 1, len(trigger)))
+        last = "(TEXT | begun calls)?" if calls else "TEXT?"
+        rules = [
+            f"start: answer{self._stop()}",
+            "ANY: /(?s:.*)/",
+            f"CALL: {before} {json.dumps(trigger)} ANY",
+            "TEXT: /(?s:.+)/ & ~CALL",
+            f"UNDECIDED: {before} ({begun})",
+            "DECIDED: TEXT & ~UNDECIDED",
+        ]
+        others = _tokens(self._others)
+        if form.anchored:
+            some, more = (f"({others})*", f"(({others})+ /(?s:.+)/)* ({others})*") if others else ("", "")
+            rules.append(f"answer: {some} {last}" + (f" | {some} DECIDED {more}" if others else ""))
+        else:
+            some = f"(DECIDED? ({others}))*" if others else ""
+            rules.append(f"answer: {some} {last}")
+        if not calls:
+            return rules
+        if form.trigger[0] in form.control:
+            return [*rules, f"begun: DECIDED? {self._written(form.trigger)}"]
         # Text and the beginning of a call are one lexeme: what is still text at every character cannot be cut.
-        return [*rules, f"begun[lazy]: {before} {trigger}"]
+        return [*rules, f"begun[lazy]: {before} {json.dumps(trigger)}"]
 
     def _written(self, segment: Sequence[str]) -> str:
         """A part of the form as a sequence of the grammar."""
         parts: list[str] = []
         letters = ""
         for atom in (*segment, ""):
-            if len(atom) == 1 and atom != ID and atom not in self.form.control:
+            if len(atom) == 1 and atom not in (ID, NUMBER) and atom not in self.form.control:
                 letters += atom
                 continue
             parts += [json.dumps(letters)] if letters else []
             letters = ""
             if atom in self.form.control:
-                parts.append(f"<[{self._ids[atom]}]>")
+                parts += [f"<[{self._ids[atom]}]>", *(['" "?'] if self.form.spaced else [])]
+            elif atom == NUMBER:
+                parts.append("/[0-9]/")
             elif atom:
                 before, size, after = atom.split(ID)[0], atom.count(ID), atom.split(ID)[-1]
                 id = f"/[A-Za-z0-9]{{{size}}}/"
@@ -164,3 +194,8 @@ class ToolFormat:
         if messages:
             reason = next((line.strip() for line in messages[0].splitlines() if line.strip()), "it is not understood")
             raise InputError(f"its parameters cannot be held to: {reason.rstrip('.')}", where=f"tool {tool.name}")
+
+
+def _tokens(ids: Sequence[int]) -> str:
+    """Any one of some tokens, as a grammar says it."""
+    return f"<[{','.join(map(str, ids))}]>" if ids else ""

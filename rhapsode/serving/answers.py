@@ -22,7 +22,7 @@ from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import STYLES
 from rhapsode.inference.text import FinishReason, Piece
 from rhapsode.serving.limits import Limits
-from rhapsode.serving.messages import Sampled, Shaped
+from rhapsode.serving.messages import ResponseFormat, Sampled, Shaped
 from rhapsode.serving.records import Record
 from rhapsode.serving.worker import Reader, Worker
 
@@ -44,15 +44,32 @@ def shaping(asked: Shaped, *names: str) -> dict[str, Any]:
     values = {name: getattr(asked, name) for name in (*SHAPING, *names)}
     style = STYLES[asked.style] if asked.style is not None else {}
     values |= {name: value for name, value in style.items() if name in values and name not in asked.model_fields_set}
-    return values | {"logit_bias": {id: float(value) for id, value in (asked.logit_bias or {}).items()}}
+    return values | {"logit_bias": asked.logit_bias or {}}
 
 
-def samplings_of(asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
-    """How each of the texts asked for is drawn, each by a seed of its own, or what it must be where it is searched."""
+def samplings_of(model: LanguageModel, asked: Sampled, most: int, **fields: Any) -> list[Sampling]:
+    """How each of the texts asked for is drawn, each by a seed of its own, or what it must be where it is searched.
+
+    Raises:
+        InputError: the settings contradict each other or `fields`, or name tokens that there are not.
+    """
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
-    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     drawn = {} if asked.beams > 1 else shaping(asked, "temperature") | {"max_new_tokens": most}
-    first = Sampling(**drawn, stop=stop, seed=seed, **fields)
+    first = Sampling(
+        **drawn,
+        regex=asked.regex,
+        grammar=asked.grammar,
+        choice=tuple(asked.choice or ()),
+        json_schema=_schema(asked.response_format),
+        stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
+        seed=seed,
+    )
+    if fields and first.constraint is not None:
+        raise InputError("cannot be held to while tools may be called", where=first.constraint.kind)
+    check_ids(model, asked.stop_token_ids or (), "stop_token_ids")
+    stops = [model.tokenizer.id_to_token(id) for id in asked.stop_token_ids or ()]
+    stop_tokens = (*fields.pop("stop_tokens", ()), *stops)
+    first = replace(first, **fields, stop_tokens=stop_tokens)
     return [replace(first, seed=seed + number) for number in range(asked.n)]
 
 
@@ -73,6 +90,17 @@ def search_of(asked: Sampled, most: int) -> BeamSearch | None:
         raise InputError(f"{asked.beams} beams find no {asked.n} texts", where="n")
     penalty = 1.0 if asked.length_penalty is None else float(asked.length_penalty)
     return BeamSearch(asked.beams, penalty, max_new_tokens=most)
+
+
+def _schema(asked: ResponseFormat | None) -> str | None:
+    """The JSON schema of what a text must be; None for any text."""
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return '{"type": "object"}'
+    if asked.json_schema is None:
+        raise InputError("needs json_schema", where="response_format")
+    return json.dumps(asked.json_schema.schema_)
 
 
 def room_for(model: LanguageModel, prompt: Sequence[int], wanted: int | None, field: str = "max_tokens") -> int:
@@ -181,7 +209,8 @@ class Answer:
                     reason = None if piece.finish_reason is None else choice.finish_reason(piece.finish_reason)
                     yield event(piece.row, parts[-1], reason)
         except RhapsodeError as error:
-            yield _event({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
+            kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
+            yield _event({"error": {"message": error.message, "type": kind, "param": error.where, "code": None}})
             return
         if with_usage:
             yield _event({**frame, "choices": [], "usage": self._usage()})
@@ -226,11 +255,13 @@ async def begun(
     search: BeamSearch | None = None,
 ) -> Reader:
     """Ask for texts, within what the request's key may ask for; errors as `Worker.submit` and `Limits.begin`."""
+    for sampling in samplings[:1]:  # they differ in their seeds
+        check_ids(worker.model, [int(id) for id in sampling.logit_bias], "logit_bias")
     texts = len(prompts) * (len(samplings) if search is None else search.beams)
     limits.begin(record.key, texts)
     record.held.callback(limits.end, record.key, texts)
     record.prompt_tokens = sum(map(len, prompts))
-    return await worker.submit(prompts, samplings, look=look, search=search)
+    return await worker.submit(prompts, samplings, look=look, search=search, deadline=limits.deadline())
 
 
 async def answered(answer: Answer, request: Request) -> Response:

@@ -15,11 +15,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from rhapsode import __version__
 from rhapsode.base.errors import InputError, RhapsodeError
-from rhapsode.inference.engine import QueueFullError
+from rhapsode.inference.engine import QueueFullError, TooLateError
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import STYLES
 from rhapsode.serving import chats, completions, looks
 from rhapsode.serving.answers import SHAPING, answered
+from rhapsode.serving.bodies import StrictRoute
 from rhapsode.serving.embeddings import embeddings
 from rhapsode.serving.guard import Guard, refusal
 from rhapsode.serving.limits import Limits
@@ -32,10 +33,12 @@ from rhapsode.serving.messages import (
 )
 from rhapsode.serving.metrics import Metrics
 from rhapsode.serving.models import Models, NoRoomError, UnknownModelError, described
+from rhapsode.serving.page import add_page
 from rhapsode.serving.records import Log, record_of
 from rhapsode.serving.worker import Worker
 
 RETRY_SECONDS = 5
+LONGEST_PLACE = 200  # characters of a field's name in a message: it may be the client's own
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,16 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
         yield
         await models.stop()
 
-    app = FastAPI(title="Rhapsode", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="Rhapsode",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = StrictRoute
+    add_page(app)
     limits = access.limits
 
     async def leased(request: Request, name: str) -> Worker:
@@ -155,8 +167,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         field = errors[0]["loc"][1:2]
         # Of a field that may be of several kinds, the one that fits best has its mistake deepest inside.
         told = max((each for each in errors if each["loc"][1:2] == field), key=lambda each: len(each["loc"]))
+        if not field:
+            return refusal(400, "the body must be a JSON object, sent as application/json")
+        # Between the names stand the kinds a value might be of, which are no part of the request.
         parts = [str(part) for part in told["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-        place = ".".join(parts)
+        place = ".".join(parts)[:LONGEST_PLACE]
         return refusal(400, f"{place}: {told['msg']}" if place else told["msg"], place or None)
 
     @app.exception_handler(InputError)
@@ -167,7 +182,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def failed(_: Request, error: RhapsodeError) -> JSONResponse:
         later = isinstance(error, QueueFullError | NoRoomError)
         headers: Mapping[str, str] | None = {"Retry-After": str(RETRY_SECONDS)} if later else None
-        return refusal(503 if later else 500, error.message, headers=headers)
+        status = 503 if later else 504 if isinstance(error, TooLateError) else 500
+        return refusal(status, error.message, headers=headers)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.text import FinishReason, Piece
 from rhapsode.serving.answers import FINISH, Answer, begun, room_for, samplings_of, search_of
 from rhapsode.serving.limits import Limits
-from rhapsode.serving.messages import ChatRequest, Message, ResponseFormat
+from rhapsode.serving.messages import ChatRequest, Message
 from rhapsode.serving.records import Record
 from rhapsode.serving.worker import Worker
 
@@ -37,7 +36,7 @@ async def chat(worker: Worker, asked: ChatRequest, record: Record, limits: Limit
     wanted, field = asked.max_tokens, "max_tokens"
     if asked.max_completion_tokens is not None:
         wanted, field = asked.max_completion_tokens, "max_completion_tokens"
-    fields: dict[str, Any] = {"json_schema": _form(asked.response_format)}
+    fields: dict[str, Any] = {}
     form = None
     if tools:
         form = await asyncio.to_thread(lambda: worker.tool_format)
@@ -47,7 +46,7 @@ async def chat(worker: Worker, asked: ChatRequest, record: Record, limits: Limit
             "shown_tokens": form.shown,
         }
     most = room_for(model, prompt, wanted, field)
-    samplings, search = samplings_of(asked, most, **fields), search_of(asked, most)
+    samplings, search = samplings_of(model, asked, most, **fields), search_of(asked, most)
     look = Look((asked.top_logprobs or 0) if asked.logprobs else None)
     reader = await begun(worker, record, limits, [prompt], samplings, look, search)
     choices = [Reply(model, asked, prompt, record, form.reader() if form else None) for _ in samplings]
@@ -81,25 +80,12 @@ def _tools(asked: ChatRequest) -> tuple[list[Tool], str]:
         if choice not in (None, "none"):
             raise InputError("there are no tools", where="tool_choice")
         return [], "none"
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise InputError("cannot be held to while tools may be called", where="response_format")
     functions = [tool.function for tool in asked.tools]
     tools = [
         Tool(each.name, each.description or "", {"properties": {}} if each.parameters is None else each.parameters)
         for each in functions
     ]
     return tools, choice if isinstance(choice, str) else "auto" if choice is None else choice.function.name
-
-
-def _form(asked: ResponseFormat | None) -> str | None:
-    """The JSON schema of what an answer must be; None for any text."""
-    if asked is None or asked.type == "text":
-        return None
-    if asked.type == "json_object":
-        return '{"type": "object"}'
-    if asked.json_schema is None:
-        raise InputError("needs json_schema", where="response_format")
-    return json.dumps(asked.json_schema.schema_)
 
 
 class Reply:

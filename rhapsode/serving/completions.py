@@ -36,7 +36,7 @@ async def completion(worker: Worker, asked: CompletionRequest, record: Record, l
     most = min(room_for(model, ids, max(1, asked.max_tokens)) for ids in prompts)
     look = Look(asked.logprobs, prompt=asked.echo and asked.logprobs is not None)
     record.prompts = [text if isinstance(text, str) else model.tokenizer.decode(text) for text in texts]
-    samplings, search = samplings_of(asked, most), search_of(asked, most)
+    samplings, search = samplings_of(model, asked, most), search_of(asked, most)
     reader = await begun(worker, record, limits, prompts, samplings, look, search)
     choices = [
         Continuation(model, asked, ids, text, request, record)

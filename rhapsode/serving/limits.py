@@ -28,10 +28,11 @@ class Limits:
     Args:
         per_minute: requests that each key may make in a minute; None for any number.
         texts: that each key may have waiting or being written; None for any number.
+        seconds: in which an answer must be there; None for any time.
     """
 
-    def __init__(self, per_minute: int | None = None, texts: int | None = None) -> None:
-        self._per_minute, self._texts = per_minute, texts
+    def __init__(self, per_minute: int | None = None, texts: int | None = None, seconds: float | None = None) -> None:
+        self._per_minute, self._texts, self._seconds = per_minute, texts, seconds
         self._spent: dict[int | None, tuple[float, float]] = {}
         self._writing: Counter[int | None] = Counter()
 
@@ -63,6 +64,10 @@ class Limits:
                 todo="Try again later.",
             )
         self._writing[key] += texts
+
+    def deadline(self) -> float | None:
+        """When an answer that begins now must be there, by `time.monotonic`."""
+        return None if self._seconds is None else time.monotonic() + self._seconds
 
     def end(self, key: int | None, texts: int) -> None:
         """Count texts that are over."""

@@ -19,14 +19,23 @@ MOST_MESSAGES = 1000
 MOST_TOOLS = 128
 MOST_STOPS = 16
 MOST_TEMPERATURES = 64
+MOST_CHOICES = 1000
 LONGEST_STOP = 200
+LONGEST_FORM = 100_000
+MOST_TOKENS = 2**31 - 1
 
-Number = StrictFloat | StrictInt
+Number = StrictFloat  # a whole one too
 Text = Annotated[StrictStr, Field(max_length=10_000_000)]
-Ids = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1_000_000)]
-Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
-PromptIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Count = Annotated[StrictInt, Field(ge=0, le=MOST_TOKENS)]
+# fail_fast: of a list of a million wrong values one is told, not a million.
+Ids = Annotated[list[Id], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
+Prompts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+PromptIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_STOP)]
+Form = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_FORM)]
+IdName = Annotated[StrictStr, Field(max_length=10)]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
 Name = Annotated[StrictStr, Field(min_length=1, max_length=200)]
 
 
@@ -48,13 +57,29 @@ class Shaped(Strict):
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] = 1.0
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[dict[StrictStr, Number], Field(max_length=1000)] | None = None
+    logit_bias: Annotated[dict[IdName, Bias], Field(max_length=1000)] | None = None
 
 
 class StreamOptions(Strict):
     """What a stream says besides the text."""
 
     include_usage: StrictBool = False
+
+
+class JsonSchema(Strict):
+    """A schema and its name."""
+
+    name: StrictStr
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: StrictBool | None = None
+    description: StrictStr | None = None
+
+
+class ResponseFormat(Strict):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Sampled(Shaped):
@@ -66,6 +91,11 @@ class Sampled(Shaped):
     beams: Annotated[StrictInt, Field(ge=1, le=MOST_BEAMS)] = 1
     length_penalty: Annotated[Number, Field(ge=-100, le=100)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[Id], Field(max_length=MOST_STOPS)] | None = None
+    response_format: ResponseFormat | None = None
+    regex: Form | None = None
+    grammar: Form | None = None
+    choice: Annotated[list[Form], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)] | None = None
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     return_token_ids: StrictBool = False
@@ -76,7 +106,7 @@ class CompletionRequest(Sampled):
     """POST /v1/completions: continue a prompt, a text or ids, or several of them."""
 
     prompt: Text | Ids | Prompts | PromptIds
-    max_tokens: Annotated[StrictInt, Field(ge=0)] = 16
+    max_tokens: Count = 16
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: StrictBool = False
 
@@ -164,31 +194,14 @@ class ToolChoice(Strict):
     function: FunctionName
 
 
-class JsonSchema(Strict):
-    """A schema and its name."""
-
-    name: StrictStr
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: StrictBool | None = None
-    description: StrictStr | None = None
-
-
-class ResponseFormat(Strict):
-    """What the answer must be."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
 class ChatRequest(Sampled):
     """POST /v1/chat/completions: the next answer in a conversation."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MOST_TOKENS)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: StrictBool = True
@@ -200,7 +213,7 @@ class EmbeddingRequest(Strict):
     model: StrictStr
     input: Text | Ids | Prompts | PromptIds
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+    dimensions: Annotated[StrictInt, Field(ge=1, le=MOST_TOKENS)] | None = None
     user: StrictStr | None = None
 
 
@@ -216,9 +229,9 @@ class NextRequest(Shaped):
     """POST /v1/next: what may come next, at several temperatures, step by step."""
 
     prompt: Text | Ids
-    prompt_length: Annotated[StrictInt, Field(ge=0)] | None = None
+    prompt_length: Count | None = None
     temperatures: Annotated[
         list[Annotated[Number, Field(ge=0, le=100)]], Field(min_length=1, max_length=MOST_TEMPERATURES)
     ] = [1.0]  # pydantic copies it
     top: Annotated[StrictInt, Field(ge=1, le=100)] = 10
-    tokens: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(max_length=100)] = []
+    tokens: Annotated[list[Id], Field(max_length=100, fail_fast=True)] = []

@@ -114,6 +114,7 @@ class Worker:
         samplings: Sequence[Sampling],
         *,
         look: Look = Look(),  # noqa: B008  # frozen
+        deadline: float | None = None,
         search: BeamSearch | None = None,
     ) -> Reader:
         """Ask for texts from prompts, for each as many as `samplings`; arguments and errors as `Engine.submit`.
@@ -122,7 +123,7 @@ class Worker:
         """
         reader = Reader(self, len(samplings))
         try:
-            await self.run(partial(self._begin, reader, prompts, samplings, look, search))
+            await self.run(partial(self._begin, reader, prompts, samplings, look, search, deadline))
         except asyncio.CancelledError:  # whoever asked has gone, perhaps when it had begun
             self._orders.put(reader.cancel)
             raise
@@ -154,6 +155,7 @@ class Worker:
         samplings: Sequence[Sampling],
         look: Look,
         search: BeamSearch | None,
+        deadline: float | None,
     ) -> None:
         self.model.decoder()
         assert self.engine is not None
@@ -161,9 +163,9 @@ class Worker:
         try:
             for prompt in prompts:
                 reader.requests.append(
-                    engine.submit(prompt, samplings, ends, look=look)
+                    engine.submit(prompt, samplings, ends, look=look, deadline=deadline)
                     if search is None
-                    else engine.search(prompt, search, ends, sampling=samplings[0], count=count)
+                    else engine.search(prompt, search, ends, sampling=samplings[0], count=count, deadline=deadline)
                 )
         except RhapsodeError:
             for request in reader.requests:

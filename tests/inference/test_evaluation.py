@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsode.base.errors import InputError
-from rhapsode.inference.evaluation import evaluate, windows
+from rhapsode.base.errors import InputError, NotFiniteError
+from rhapsode.inference.evaluation import continuations, evaluate, windows
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.initialization import initialise
@@ -121,3 +121,64 @@ def test_training_goes_on_as_before(model: Decoder) -> None:
 def test_refuses_what_cannot_be_evaluated(model: Decoder, length: int, context: int, stride: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         evaluate(model, text(length), context=context, stride=stride, bytes_of_text=length)
+
+
+IDS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=CONTEXT // 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12), st.booleans())
+def test_continuations_equal_one_token_at_a_time(
+    model: Decoder, pairs: list[tuple[list[int], list[int]]], twice: bool
+) -> None:
+    if twice:  # the same contexts with other last tokens, which are read together
+        pairs = pairs + [(context, [*following[:-1], (following[-1] + 1) % VOCABULARY]) for context, following in pairs]
+    for (context, following), found in zip(pairs, continuations(model, pairs), strict=True):
+        total, greedy = 0.0, True
+        for place, token in enumerate(following):
+            with torch.no_grad():
+                logits = model(torch.tensor([context + following[:place]]))[0, -1].double()
+            total += logits.log_softmax(-1)[token].item()
+            greedy &= int(logits.argmax()) == token
+        assert found.log_probability == pytest.approx(total, rel=1e-5)
+        assert found.greedy == greedy
+
+
+def test_continuations_that_greedy_search_writes_are_greedy(model: Decoder) -> None:
+    context, written = [3, 1, 4], list[int]()
+    for _ in range(5):
+        with torch.no_grad():
+            written.append(int(model(torch.tensor([context + written]))[0, -1].argmax()))
+    other = [*written[:3], (written[3] + 1) % VOCABULARY, written[4]]
+    assert [one.greedy for one in continuations(model, [(context, written), (context, other)])] == [True, False]
+
+
+def test_blocks_of_logits_do_not_change_continuations(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [([number, 2], [5, number, 1][: 1 + number % 3]) for number in range(VOCABULARY)]
+    whole = continuations(model, pairs)
+    monkeypatch.setattr("rhapsode.inference.evaluation.LOGITS_AT_ONCE", 2 * VOCABULARY)
+    monkeypatch.setattr("rhapsode.inference.evaluation.TOKENS_AT_ONCE", 7)
+    for one, other in zip(whole, continuations(model, pairs), strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, rel=1e-5)
+        assert one.greedy == other.greedy
+
+
+def test_the_last_token_of_a_continuation_need_not_be_read(model: Decoder) -> None:
+    assert continuations(model, [([1] * 7, [2] * (CONTEXT - 6))])[0].log_probability < 0
+    with pytest.raises(InputError, match=f"pair 2: 8 tokens and 6 that follow are more than .* {CONTEXT} and one"):
+        continuations(model, [([1], [2]), ([1] * 8, [2] * (CONTEXT - 6))])
+
+
+@pytest.mark.parametrize("pair", [([], [1]), ([1], [])])
+def test_continuations_of_nothing_are_refused(model: Decoder, pair: tuple[list[int], list[int]]) -> None:
+    with pytest.raises(InputError, match="pair 2: neither"):
+        continuations(model, [([1], [2]), pair])
+
+
+def test_continuations_of_a_damaged_model_are_refused() -> None:
+    damaged = Decoder(QWEN3.config(VOCABULARY, 16, 1, 2, 1, 8, 24, CONTEXT))
+    initialise(damaged, 0)
+    with torch.no_grad():
+        damaged.embedding.weight[3] = float("nan")
+    with pytest.raises(NotFiniteError):
+        continuations(damaged, [([1], [2]), ([3], [2])])

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.serving.app import Access, application
 from rhapsode.serving.models import Models
+from rhapsode.serving.records import Log
 from rhapsode.serving.server import listening, server_for
 from rhapsode.tokenizer.tokenizer import SPECIAL_TOKENS
 from rhapsode.tokenizer.train import train_tokenizer
@@ -59,17 +61,26 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
-@pytest.fixture(scope="session")
-def served(folders: dict[str, Path]) -> Iterator[Served]:
-    """A server of both models."""
+@contextmanager
+def running(models: Models, access: Access | None = None, log: Log | None = None) -> Iterator[int]:
+    """A server in a thread of its own, as its port. Without `access`, anybody may ask who knows its name."""
     socket = listening("127.0.0.1", 0)
-    port = socket.getsockname()[1]
-    models = Models(folders, device="cpu", memory=1 << 30, queue=QUEUE)
-    server = server_for(application(models, Access(frozenset({f"127.0.0.1:{port}"}))))
+    port: int = socket.getsockname()[1]
+    access = access or Access(frozenset({f"127.0.0.1:{port}"}))
+    server = server_for(application(models, access, log))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield Served(f"http://127.0.0.1:{port}", load(folders["base"], "cpu"), load(folders["tuned"], "cpu"))
-    server.should_exit = True
-    thread.join()
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def served(folders: dict[str, Path]) -> Iterator[Served]:
+    """A server of both models."""
+    with running(Models(folders, device="cpu", memory=1 << 30, queue=QUEUE)) as port:
+        yield Served(f"http://127.0.0.1:{port}", load(folders["base"], "cpu"), load(folders["tuned"], "cpu"))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from rhapsode.inference.chat import ChatTemplate, Turn
 from rhapsode.inference.sampling import Sampling
 from rhapsode.serving.answers import FINISH
+from rhapsode.serving.app import Access, application
+from rhapsode.serving.limits import Limits
+from rhapsode.serving.models import Models
 from rhapsode.tokenizer.tokenizer import TURN_END
 
 from .conftest import CONTEXT, Served
@@ -133,3 +139,36 @@ def test_what_a_model_cannot_do(client: openai.OpenAI) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
     with pytest.raises(openai.BadRequestError, match="cannot be held to"):
         client.chat.completions.create(model="tuned", messages=TALK, response_format=form)
+
+
+def test_other_forms_of_text(client: openai.OpenAI, served: Served) -> None:
+    def ask(**fields: Any) -> Any:
+        asked: dict[str, Any] = {"model": "base", "prompt": "a", "seed": 2, "max_tokens": 60, "extra_body": fields}
+        return client.completions.create(**asked).choices[0]
+
+    assert ask(choice=["yes, my lord", "no"]).text in ("yes, my lord", "no")
+    assert re.fullmatch("[A-Z]{3,8}: (Aye|Nay)!", ask(regex="[A-Z]{3,8}: (Aye|Nay)!").text)
+    assert ask(grammar='start: "x" "y"').text == "xy"
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [True, None]}}}
+    assert json.loads(ask(response_format=form).text) in (True, None)
+    first = ask(return_token_ids=True).token_ids
+    assert ask(return_token_ids=True, stop_token_ids=first[5:6]).token_ids == first[: first.index(first[5]) + 1]
+    for fields, words in (
+        ({"regex": "a", "choice": ["b"]}, "regex and choice: a text can be held to one of them only"),
+        ({"regex": "("}, "regex: cannot be held to"),
+        ({"stop_token_ids": [10**6]}, "stop_token_ids: there is no token 1000000"),
+        ({"choice": []}, "choice: List should have at least 1 item"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=words):
+            ask(**fields)
+
+
+def test_an_answer_that_takes_too_long_is_given_up(served: Served) -> None:
+    models = Models({"base": Path(served.base.where)}, device="cpu", memory=1 << 30, queue=20)
+    with TestClient(application(models, Access(limits=Limits(seconds=0.05)))) as http:
+        never = {str(id): -100 for id in served.base.end_ids}
+        asked = {"model": "base", "prompt": "a", "max_tokens": 500, "n": 16, "logit_bias": never}
+        answer = http.post("/v1/completions", json=asked)
+        assert answer.status_code == 504 and "the time for this request is over" in answer.text
+        lines = [line for line in http.post("/v1/completions", json=asked | {"stream": True}).iter_lines() if line]
+        assert "the time for this request is over" in lines[-1] and "[DONE]" not in lines

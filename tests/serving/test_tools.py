@@ -106,7 +106,7 @@ def test_a_result_is_sent_back(client: openai.OpenAI) -> None:
         ({"tools": [], "tool_choice": "required"}, "tool_choice: there are no tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "cannot be the name of a tool"),
         ({"tools": TOOLS * 2}, "is there twice"),
-        ({"response_format": {"type": "json_object"}}, "response_format: cannot be held to while tools may be called"),
+        ({"response_format": {"type": "json_object"}}, "json_schema: cannot be held to while tools may be called"),
         (
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": {"not": {}}}}]},
             "tool x: its parameters cannot be held to",
