@@ -3,6 +3,7 @@
     engine = Engine(TorchStep(model, blocks=100), tokenizer, context_length=1024)
     request = engine.submit(ids, [Sampling()], end_ids)
     for piece in engine.pieces(request): print(piece.text, end="")
+    searched = engine.search(ids, BeamSearch(beams=4), end_ids)
 
 Texts join and leave between steps. A step reads the next token of every text that is being written, and a piece of the
 prompts that wait, at most so much that nobody is held up. Beginnings that texts have in common are read once.

@@ -119,3 +119,15 @@ def test_a_result_is_sent_back(client: openai.OpenAI) -> None:
 def test_what_is_refused(client: openai.OpenAI, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(openai.BadRequestError, match=words):
         ask(client, **fields)
+
+
+def test_a_search_calls_the_tool_it_must(client: openai.OpenAI) -> None:
+    named: Any = {"type": "function", "function": {"name": "time"}}
+    asked: dict[str, Any] = {"tool_choice": named, "parallel_tool_calls": False, "n": 2, "extra_body": {"beams": 3}}
+    for choice in ask(client, **asked).choices:
+        if choice.finish_reason == "tool_calls":
+            (call,) = choice.message.tool_calls
+            assert call.function.name == "time"
+            check(call)
+        else:
+            assert choice.finish_reason == "length"
