@@ -3,6 +3,7 @@
     engine = Engine(TorchStep(model, blocks=100), tokenizer, context_length=1024)
     request = engine.submit(ids, [Sampling()], end_ids)
     for piece in engine.pieces(request): print(piece.text, end="")
+    searched = engine.search(ids, BeamSearch(beams=4), end_ids)
 
 Texts join and leave between steps. A step reads the next token of every text that is being written, and a piece of the
 prompts that wait, at most so much that nobody is held up. Beginnings that texts have in common are read once.
@@ -217,9 +218,11 @@ class Engine:
             QueueFullError: too many wait already.
         """
         with self._lock:
+            check_search(sampling)
             guide = None
-            if self._tokenizer is not None:
-                check_search(sampling)
+            if self._tokenizer is None:
+                assert sampling == Sampling(), "what texts must be is said with a tokenizer"
+            else:
                 most = search.max_new_tokens or self.context_length
                 guide = self._text(0, prompt, replace(sampling, max_new_tokens=most), end_ids)
                 vocabulary_size = vocabulary_size or self._tokenizer.vocabulary_size
@@ -229,7 +232,8 @@ class Engine:
                 raise InputError(
                     f"{search.beams} beams of {searched.longest} tokens are more than the cache of "
                     f"{self.pool.count * BLOCK}",
-                    todo="Ask for fewer beams, or fewer new tokens.",
+                    where="beams",
+                    todo="Ask for fewer, or for fewer new tokens.",
                 )
             return self._submitted(Request([searched], deadline, Look()))
 

@@ -119,3 +119,15 @@ def test_a_result_is_sent_back(client: openai.OpenAI) -> None:
 def test_what_is_refused(client: openai.OpenAI, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(openai.BadRequestError, match=words):
         ask(client, **fields)
+
+
+def test_a_search_calls_the_tool_it_must(client: openai.OpenAI) -> None:
+    cities = {"type": "object", "properties": {"city": {"enum": ["Praha", "Brno"]}}, "required": ["city"]}
+    tool = {"name": "weather", "parameters": {**cities, "additionalProperties": False}}
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    asked: dict[str, Any] = {"tools": [{"type": "function", "function": tool}], "tool_choice": named, "n": 2}
+    choices = ask(client, **asked, parallel_tool_calls=False, extra_body={"beams": 4}).choices
+    assert [choice.finish_reason for choice in choices] == ["tool_calls", "tool_calls"]
+    calls = [call.function for choice in choices for call in choice.message.tool_calls]
+    assert {call.name for call in calls} == {"weather"}
+    assert {json.loads(call.arguments)["city"] for call in calls} <= {"Praha", "Brno"} and len(calls) == 2
