@@ -129,7 +129,7 @@ def application(models: Models, access: Access, log: Log | None = None) -> FastA
     async def embed(asked: EmbeddingRequest, request: Request) -> dict[str, Any]:
         """Vectors for texts."""
         worker = await leased(request, asked.model)
-        return await embeddings(worker, asked, record_of(request))
+        return await embeddings(worker, asked, record_of(request), limits)
 
     @app.post("/v1/tokenize")
     async def tokenize(asked: TokenizeRequest, request: Request) -> dict[str, Any]:

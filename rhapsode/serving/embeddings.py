@@ -9,16 +9,18 @@ from typing import Any
 from rhapsode.base.errors import InputError
 from rhapsode.inference.reading import framed
 from rhapsode.serving.answers import check_ids
+from rhapsode.serving.limits import Limits
 from rhapsode.serving.messages import EmbeddingRequest
 from rhapsode.serving.records import Record
 from rhapsode.serving.worker import Worker
 
 
-async def embeddings(worker: Worker, asked: EmbeddingRequest, record: Record) -> dict[str, Any]:
+async def embeddings(worker: Worker, asked: EmbeddingRequest, record: Record, limits: Limits) -> dict[str, Any]:
     """The vectors: the mean of the last hidden states, at length one.
 
     Raises:
         InputError: a text is empty or too long, or other dimensions than the model's are asked for.
+        QueueFullError: as `Limits.begin`.
     """
     model = worker.model
     size = model.config.hidden_size
@@ -39,6 +41,8 @@ async def embeddings(worker: Worker, asked: EmbeddingRequest, record: Record) ->
         else:
             sources.append(framed(model.tokenizer, text, model.config.context_length, name=f"input {place + 1}"))
     record.prompt_tokens = sum(map(len, sources))
+    limits.begin(record.key, len(sources))
+    record.held.callback(limits.end, record.key, len(sources))
     vectors = await worker.run(partial(model.embed, sources))
     data: list[Any] = vectors.tolist()
     if asked.encoding_format == "base64":  # little-endian fp32, as clients unpack it
