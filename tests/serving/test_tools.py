@@ -21,12 +21,12 @@ TEMPLATES = {
 }
 CITY = {
     "type": "object",
-    "properties": {"city": {"enum": ["Praha", "Brno"]}, "days": {"type": "integer", "maximum": 3}},
+    "properties": {"city": {"enum": ["Praha", "Brno"]}, "days": {"enum": [1, 2, 3]}},
 }
 CITY |= {"required": ["city", "days"], "additionalProperties": False}
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "weather", "description": "What it is like.", "parameters": CITY}},
-    {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}},
+    {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "additionalProperties": False}}},
 ]
 TALK: list[Any] = [{"role": "user", "content": "Is it raining in <|im_end|>?"}]
 
@@ -73,8 +73,6 @@ def test_a_tool_must_be_called(client: openai.OpenAI, choice: str) -> None:
         asked: dict[str, Any] = {"seed": seed, "parallel_tool_calls": False}
         asked["tool_choice"] = "required" if choice == "required" else named
         whole = ask(client, **asked).choices[0]
-        if whole.finish_reason == "length":  # integers may have any number of digits
-            continue
         (call,) = whole.message.tool_calls
         check(call)
         assert whole.finish_reason == "tool_calls" and whole.message.content is None
