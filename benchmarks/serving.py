@@ -68,7 +68,6 @@ SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-PATTERN = {"type": "string", "pattern": "^[A-Z]{3,8}: (Aye|Nay)!$"}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "temperature": {"temperature": 1.3},
@@ -81,7 +80,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "stop strings": {"stop": ["e t", "th", "\n", "ou"]},
     "three texts": {"n": 3},
     "JSON schema": {"json_schema": SCHEMA},
-    "pattern": {"json_schema": PATTERN},
+    "regex": {"regex": "[A-Z]{3,8}: (Aye|Nay)!"},
+    "choice": {"choice": ["yes, my lord", "yes, my lady", "no"]},
 }
 """How texts are drawn, as fields of a request; what a JSON schema becomes there is seen to below."""
 
@@ -136,7 +136,7 @@ def requests(model: LanguageModel, name: str, count: int, seed: int, leaving: fl
     """Requests of all kinds, many of which begin alike."""
     noise, plays = np.random.default_rng(seed), example("shakespeare").read_text(encoding="utf-8")
     chats, context = is_tuned_for_chat(model), model.config.context_length
-    ways = [way for way, fields in WAYS.items() if chats or "json_schema" not in fields]
+    ways = list(WAYS)
 
     def words(most: int) -> str:
         first = int(noise.integers(0, len(plays) - most))
@@ -157,7 +157,7 @@ def requests(model: LanguageModel, name: str, count: int, seed: int, leaving: fl
         if schema is not None:
             form = {"name": "answer", "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        if schema is not None or (chats and noise.random() < 0.25):
+        if chats and noise.random() < 0.25:
             turns = (Turn("system", f"Answer {number % 3} times."), Turn("user", words(60)))
             body["messages"] = [{"role": turn.role, "content": turn.content} for turn in turns]
         else:
@@ -171,7 +171,9 @@ def requests(model: LanguageModel, name: str, count: int, seed: int, leaving: fl
         if noise.random() < 0.5:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         own = {key: value for key, value in fields.items() if key not in ("n", "stop")}
-        settings = {"temperature": 1.0, "top_p": 1.0, **own, "stop": tuple(fields.get("stop", ()))}
+        settings = {"temperature": 1.0, "top_p": 1.0, **own} | {
+            name: tuple(fields.get(name, ())) for name in ("stop", "choice")
+        }
         samplings = [
             Sampling(
                 **settings,

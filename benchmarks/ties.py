@@ -47,7 +47,7 @@ CUTS = (16, 64)
 SAMPLINGS = {
     "greedy": Sampling(temperature=0),
     "sampled": Sampling(temperature=1.0, top_p=1.0),
-    "top-p 0.95": Sampling(temperature=0.8),
+    "top-p": Sampling(temperature=0.8),
 }
 UNFILTERED = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
@@ -144,7 +144,7 @@ def ways(model: LanguageModel, asked: Sequence[Asked]) -> Iterator[tuple[str, li
         before = engine_module.PROMPT_TOKENS
         engine_module.PROMPT_TOKENS = cut
         try:
-            yield f"in pieces of {cut}", [ids for one in asked for ids in written(model, [one])]
+            yield f"pieces of {cut}", [ids for one in asked for ids in written(model, [one])]
         finally:
             engine_module.PROMPT_TOKENS = before
 
@@ -189,7 +189,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rhapsode-ties-") as folder:
         models = {"trained": trained(Path(folder), a.steps), "at random": at_random()}
         table = Table(title=f"{a.texts} texts of each kind, beside the same texts written alone")
-        for heading in ("", "", "tokens", "otherwise", "one in", "largest gap"):
+        for heading in ("", "", "tokens", "otherwise", "one in", "gap"):
             table.add_column(heading, justify="right")
         largest, tokens, otherwise = 0.0, 0, 0
         for name, model in models.items():

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rhapsode.cli.generate import SAMPLING
-from rhapsode.cli.serve import LOOPBACK, run_server
+from rhapsode.cli.serve import LOOPBACK, PORT, run_server
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import Style
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from rhapsode.inference.chat import Chat
     from rhapsode.inference.text import Piece
 
@@ -74,7 +76,7 @@ def chat(
                 where="--web",
                 todo="Leave out --system, --style and the settings of sampling; they are set on the page.",
             )
-        run_server([model], LOOPBACK[0], 0, device=device, browser=True)
+        run_server([model], _socket_for_page(), device=device, browser=True)
         return
     prepare(device)
     conversation = Chat(load(model, device), sampling, system)
@@ -97,6 +99,17 @@ def chat(
             _obey(conversation, line)
         except InputError as error:
             print(f"({error.message})")
+
+
+def _socket_for_page() -> socket:
+    """At the usual port where it is free: the browser keeps the conversations of each address apart."""
+    from rhapsode.base.errors import InputError
+    from rhapsode.serving.server import listening
+
+    try:
+        return listening(LOOPBACK[0], PORT)
+    except InputError:
+        return listening(LOOPBACK[0], 0)
 
 
 def _obey(conversation: Chat, line: str) -> None:

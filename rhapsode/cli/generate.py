@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rhapsode.inference.language_model import LanguageModel
     from rhapsode.inference.text import Piece
 
-SAMPLING = Group.create_ordered("Sampling", help="The steps act in this order; docs/generate.md explains them.")
+SAMPLING = Group.create_ordered("Sampling", help="The steps act in this order; docs/generation.md explains them.")
 
 MOST_BEAMS = 1000
 LONGEST_HINT = 60  # characters of a prompt that is repeated in a hint

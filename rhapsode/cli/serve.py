@@ -15,10 +15,13 @@ from cyclopts import Group, Parameter, validators
 from rhapsode.base.errors import InputError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from rhapsode.serving.app import Access
     from rhapsode.serving.records import Log
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORT = 8000
 KEY = "RHAPSODE_API_KEY"
 QUEUE = 256
 LIMITS, LOG = Group.create_ordered("Who may ask, and how much"), Group.create_ordered("What is written down")
@@ -27,7 +30,7 @@ LIMITS, LOG = Group.create_ordered("Who may ask, and how much"), Group.create_or
 def serve(
     *models: Path,
     host: str = "127.0.0.1",
-    port: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))] = 8000,
+    port: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))] = PORT,
     memory: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
     device: str = "auto",
     api_key: Annotated[Path | None, Parameter(group=LIMITS)] = None,
@@ -83,6 +86,7 @@ def serve(
     from rhapsode.serving.app import Access
     from rhapsode.serving.limits import Limits
     from rhapsode.serving.records import Log
+    from rhapsode.serving.server import listening
 
     if not models:
         raise InputError("there is no model to serve", todo="As in: rhapsode serve runs/mytext")
@@ -98,8 +102,7 @@ def serve(
             raise InputError(f"{origin!r} is no site", where="--allow-origin", todo="As in: https://example.org")
     run_server(
         models,
-        host,
-        port,
+        listening(host, port),
         device=device,
         memory=memory,
         queue=queue,
@@ -110,8 +113,7 @@ def serve(
 
 def run_server(
     models: Sequence[Path],
-    host: str,
-    port: int,
+    listening_socket: socket,
     *,
     device: str,
     memory: float | None = None,
@@ -123,7 +125,7 @@ def run_server(
     """Serve models until Ctrl-C.
 
     Args:
-        port: 0 takes any that is free.
+        listening_socket: where requests come in.
         memory: GB that models may take together; None for three quarters of what is free.
         access: who may ask, besides the hosts; None for everybody on this machine.
         log: told of each request; None for no log.
@@ -137,13 +139,12 @@ def run_server(
     from rhapsode.base.progress import note
     from rhapsode.serving.app import Access, application
     from rhapsode.serving.models import Models
-    from rhapsode.serving.server import listening, server_for
+    from rhapsode.serving.server import server_for
 
     names = [_name(path) for path in models]
     if len(set(names)) < len(names):
         raise InputError(f"two models have the name {max(names, key=names.count)!r}", todo="Rename one of the folders.")
-    listening_socket = listening(host, port)
-    port = listening_socket.getsockname()[1]
+    host, port = listening_socket.getsockname()[:2]
     prepare(device)
     limit = int(memory * 1e9) if memory is not None else memory_bytes() * 3 // 4
     served = Models(dict(zip(names, models, strict=True)), device=device, memory=limit, queue=queue)

@@ -3,6 +3,7 @@
     engine = Engine(TorchStep(model, blocks=100), tokenizer, context_length=1024)
     request = engine.submit(ids, [Sampling()], end_ids)
     for piece in engine.pieces(request): print(piece.text, end="")
+    searched = engine.search(ids, BeamSearch(beams=4), end_ids)
 
 Texts join and leave between steps. A step reads the next token of every text that is being written, and a piece of the
 prompts that wait, at most so much that nobody is held up. Beginnings that texts have in common are read once.
@@ -217,9 +218,11 @@ class Engine:
             QueueFullError: too many wait already.
         """
         with self._lock:
+            check_search(sampling)
             guide = None
-            if self._tokenizer is not None:
-                check_search(sampling)
+            if self._tokenizer is None:
+                assert sampling == Sampling(), "what texts must be is said with a tokenizer"
+            else:
                 most = search.max_new_tokens or self.context_length
                 guide = self._text(0, prompt, replace(sampling, max_new_tokens=most), end_ids)
                 vocabulary_size = vocabulary_size or self._tokenizer.vocabulary_size
@@ -229,7 +232,8 @@ class Engine:
                 raise InputError(
                     f"{search.beams} beams of {searched.longest} tokens are more than the cache of "
                     f"{self.pool.count * BLOCK}",
-                    todo="Ask for fewer beams, or fewer new tokens.",
+                    where="beams",
+                    todo="Ask for fewer, or for fewer new tokens.",
                 )
             return self._submitted(Request([searched], deadline, Look()))
 
@@ -349,8 +353,8 @@ class Engine:
         assert isinstance(text, Text) and request.look.likeliest is not None
         first = running.read + 1  # the token that the first row foretells
         for place in range(first, min(first + len(reading.ids), text.prompt_length)):
-            row = logits[place - first, : text.vocabulary_size]
-            request.prompt.append(likelihood(row, running.ids[place], request.look.likeliest))
+            likely = likelihood(logits[place - first], running.ids[place], request.look.likeliest, text.vocabulary_size)
+            request.prompt.append(likely)
         return logits[max(0, text.prompt_length - first) :]
 
     def _write(self, running: _Running, text: Text, logits: np.ndarray) -> None:
@@ -365,11 +369,11 @@ class Engine:
                 request.error = error
                 self.cancel(request)
                 return
-            logits_of_all = row[: text.vocabulary_size]
             if request.look.likeliest is not None:
-                piece = replace(piece, likelihood=likelihood(logits_of_all, token, request.look.likeliest))
+                likely = likelihood(row, token, request.look.likeliest, text.vocabulary_size)
+                piece = replace(piece, likelihood=likely)
             if request.look.logits:
-                piece = replace(piece, logits=logits_of_all)
+                piece = replace(piece, logits=row[: text.vocabulary_size])
             request.waiting.append(piece)
             if text.finish_reason is not None or right == len(guesses) or token != guesses[right]:
                 break
@@ -449,11 +453,16 @@ class Engine:
             self.speculation.forget(running.text)
 
 
-def likelihood(logits: np.ndarray, token: int, count: int) -> Likelihood:
-    """How likely a token is by its logits (vocabulary,), and the `count` likeliest."""
+def likelihood(logits: np.ndarray, token: int, count: int, tokens: int) -> Likelihood:
+    """How likely a token is by all logits (vocabulary,) of a model, and the `count` likeliest.
+
+    Args:
+        tokens: of the tokenizer. A model may have more rows: they are never drawn, and yet take their share of what
+            the model itself says, as everywhere else.
+    """
     scores = logits.astype(np.float64)
     log_p = scores - scores.max()
-    log_p -= np.log(np.exp(log_p).sum())  # (vocabulary,)
+    log_p = (log_p - np.log(np.exp(log_p).sum()))[:tokens]
     best = np.arange(len(log_p))
     if 0 < count < len(log_p):  # all that are as likely as the last of them, so that equal ones stand by their number
         best = np.flatnonzero(log_p >= np.partition(log_p, -count)[-count])

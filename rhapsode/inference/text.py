@@ -149,6 +149,8 @@ class Text:
             prompt_length=self.prompt_length,
             allowed=allowed,
         )
+        if self.sampling.temperature == 0.0:  # all of it is on one token
+            return int(probabilities.argmax())
         return draw(probabilities, self.sampling.seed, len(ids))
 
     def allowed(self) -> np.ndarray | None:

@@ -46,7 +46,7 @@ class Strict(BaseModel):
 
 
 class Shaped(Strict):
-    """What makes tokens more or less likely, and which are kept: the steps of docs/generate.md without temperature."""
+    """What makes tokens more or less likely, and which are kept: the steps of docs/generation.md, temperature aside."""
 
     model: StrictStr
     style: Style | None = None

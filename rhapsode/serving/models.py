@@ -21,6 +21,7 @@ from rhapsode.exchange.opening import outline
 from rhapsode.inference.chat import is_tuned_for_chat
 from rhapsode.inference.language_model import load
 from rhapsode.inference.step import block_bytes
+from rhapsode.model.config import Kind
 from rhapsode.model.decoder import Decoder
 from rhapsode.serving.worker import Worker
 
@@ -53,6 +54,7 @@ class Served:
 
     name: str
     path: Path
+    kind: Kind
     weights: int
     worker: Worker | None = None
     needed: int = 0
@@ -66,7 +68,6 @@ class Served:
 class Facts:
     """What clients may want to know of a model."""
 
-    kind: str
     chat: bool
     context_length: int
 
@@ -113,7 +114,7 @@ class Models:
                     where=str(path),
                     todo="Give more with --memory.",
                 )
-            self._served[name] = Served(name, path, seen.weights)
+            self._served[name] = Served(name, path, seen.kind, seen.weights)
         self._loading = asyncio.Lock()
 
     def __iter__(self) -> Iterator[Served]:
@@ -164,7 +165,7 @@ class Models:
         served.needed = served.weights + cache
         await self._make_room(served, served.needed)
         served.worker, served.taken = Worker(model, longest_queue=self._queue), served.needed
-        served.facts = Facts(model.config.kind, is_tuned_for_chat(model), model.config.context_length)
+        served.facts = Facts(is_tuned_for_chat(model), model.config.context_length)
 
     async def _make_room(self, wanted: Served, size: int) -> None:
         """Put models away, the longest unused first, until `size` bytes are free."""
@@ -198,7 +199,7 @@ def described(served: Served) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "rhapsode",
-        "kind": facts and facts.kind,
+        "kind": served.kind,
         "chat": facts and facts.chat,
         "max_model_len": facts and facts.context_length,
         "loaded": served.worker is not None,

@@ -43,8 +43,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-SHORT = {"max_tokens": 24, "temperature": 1.0, "top_p": 0.9, "top_k": 50}
-expect.set_options(timeout=20_000)  # milliseconds
+SHORT = {"max_tokens": 24, "temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 5}
+expect.set_options(timeout=40_000)  # milliseconds
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ LONG = {"temperature": 0.0, "max_tokens": 4000}  # at random weights the likelie
 
 
 def test_an_answer_is_what_the_server_writes(chat: Chat) -> None:
-    chat.open(seed=5)
+    chat.open()
     chat.say("What is honour?")
     (asked,) = chat.asked("/v1/chat/completions")
     assert asked["messages"] == [{"role": "user", "content": "What is honour?"}] and asked["seed"] == 5
@@ -82,7 +82,7 @@ def test_an_answer_that_was_cut_goes_on(chat: Chat) -> None:
 
 
 def test_regenerating_and_editing_branch_and_arrows_step_between(chat: Chat) -> None:
-    chat.open()
+    chat.open(seed=None)
     page = chat.page
     chat.say("One?")
     texts = [chat.text()]
@@ -142,7 +142,7 @@ def test_the_system_prompt_and_the_meter(chat: Chat) -> None:
 
 
 def test_the_settings_are_what_is_asked_for_and_are_kept(chat: Chat) -> None:
-    chat.open()
+    chat.open(seed=None)
     page = chat.page
     styles = httpx.get(f"{chat.address}/v1/styles").json()
     page.locator("#summary").click()
@@ -327,6 +327,8 @@ def test_a_phone(make_chat: Callable[..., Chat], artefacts: Path) -> None:
     expect(page.locator("#glass")).to_have_attribute("aria-busy", "false")
     sheet = page.locator("#glass").bounding_box()
     assert sheet is not None and (sheet["x"], sheet["width"]) == (0, PHONE["width"])
+    token = chat.tokens().nth(3).bounding_box()
+    assert token is not None and token["y"] > 0 and token["y"] + token["height"] < sheet["y"]
     assert sheet["y"] > 100 and round(sheet["y"] + sheet["height"]) == PHONE["height"]
     fits()
     page.screenshot(path=artefacts / "phone-glass-box.png")

@@ -73,7 +73,8 @@ def test_the_slider_redraws_at_once_and_asks_nobody(chat: Chat) -> None:
     rows = bars(chat)  # at 0 there is one token, and the filters have nothing to do
     assert [row["widths"][-1] for row in rows] == [100, *[0] * (len(rows) - 1)]
     expect(chat.page.locator("#glass output")).to_have_text("0")
-    assert len(chat.requests) == before
+    later = [path for path, _ in chat.requests[before:]]
+    assert set(later) <= {"/v1/tokenize"}  # the meter's, which waits a little after an answer
 
 
 @pytest.mark.parametrize("model", ["tuned", "base"])

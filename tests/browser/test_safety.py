@@ -223,7 +223,9 @@ def test_a_full_storage_is_said(chat: Chat) -> None:
 
 
 def test_without_storage_the_page_works(chat: Chat) -> None:
+    """Nor without what browsers give only to pages that came encrypted."""
     chat.page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no') }})")
+    chat.page.add_init_script("delete Crypto.prototype.randomUUID; delete Navigator.prototype.clipboard")
     chat.page.goto(chat.address)
     chat.ready()
     expect(chat.page.locator("#notices")).to_contain_text("This browser keeps nothing for this page")
@@ -232,8 +234,12 @@ def test_without_storage_the_page_works(chat: Chat) -> None:
     chat.page.locator("#settings-open").click()
     chat.page.locator("#set-max_tokens").fill("5")
     chat.page.locator("#settings-close").click()
+    chat.page.get_by_role("button", name="Dismiss").click()
     chat.say("Hello")
     expect(chat.page.locator(".told")).to_be_visible()
+    expect(chat.page.locator("#notices")).to_be_empty()  # said once
+    chat.page.locator(".model").get_by_role("button", name="Copy").click()
+    expect(chat.page.locator("#notices")).to_contain_text("The browser does not let this page copy.")
 
 
 def test_a_conversation_that_is_too_long_is_said_with_both_numbers(chat: Chat) -> None:

@@ -28,7 +28,7 @@ def test_a_style_sets_its_values_and_flags_are_stronger(style: str) -> None:
 
 
 def test_the_guide_says_what_the_code_does() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
     for style, values in STYLES.items():
         (row,) = re.findall(rf"^\| {style} \| `(.*?)`", guide, re.MULTILINE)
         assert row == " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())

@@ -43,7 +43,8 @@ def test_an_encoder_gives_vectors_and_continues_nothing(kinds: dict[str, Path]) 
     paths = {"reader": kinds["encoder"], "writer": kinds["decoder"]}
     models = Models(paths, device="cpu", memory=1 << 30, queue=10)
     with TestClient(application(models, Access())) as client:
-        assert client.get("/v1/models/reader").json()["kind"] is None  # nobody has asked for it
+        said = client.get("/v1/models/reader").json()  # nobody has asked for it
+        assert (said["kind"], said["chat"], said["max_model_len"], said["loaded"]) == ("encoder", None, None, False)
         body = {"model": "reader", "input": ["a text", "another one"]}
         found = client.post("/v1/embeddings", json=body).json()["data"]
         expected = load(kinds["encoder"], "cpu").embed(body["input"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -112,6 +113,23 @@ def test_streams_give_whole_characters_and_the_whole_text(trained: dict[str, Tok
     decoder = StreamDecoder(tokenizer, skip_special=skip)
     pieces = [decoder.push(id) for id in ids]
     assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids, skip_special=skip)
+
+
+@given(data=st.data())
+def test_a_stream_that_forks_gives_what_two_streams_would(trained: dict[str, Tokenizer], data: st.DataObject) -> None:
+    tokenizer = trained[data.draw(st.sampled_from(sorted(trained)))]
+    anything = st.lists(st.integers(0, tokenizer.vocabulary_size - 1), max_size=20)
+    before, first, second = (data.draw(stitched.map(tokenizer.encode) | anything) for _ in range(3))
+    decoder = StreamDecoder(tokenizer, shown=[*tokenizer.special_tokens.values()][:1])
+    alone = copy.deepcopy(decoder, {id(tokenizer): tokenizer})
+    begun = "".join(map(decoder.push, before))
+    fork = decoder.fork()
+    assert "".join(map(alone.push, before)) == begun
+    forked = "".join(map(fork.push, first)) + fork.flush()
+    assert forked == "".join(map(alone.push, first)) + alone.flush()
+    whole = StreamDecoder(tokenizer, shown=[*tokenizer.special_tokens.values()][:1])
+    expected = "".join(map(whole.push, [*before, *second])) + whole.flush()
+    assert begun + "".join(map(decoder.push, second)) + decoder.flush() == expected
 
 
 def test_a_stream_holds_a_character_back_until_its_last_byte(trained: dict[str, Tokenizer]) -> None:

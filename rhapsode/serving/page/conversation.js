@@ -10,7 +10,7 @@ export const ROOT = -1;
 export const isEmpty = (node) => node.role === "model" && node.finish === "failed" && node.tokens.length === 0;
 
 export class Conversation {
-  constructor({ id = crypto.randomUUID(), title = "", mode, system = "", changed = Date.now(), shown = null, nodes = [] }) {
+  constructor({ id = newId(), title = "", mode, system = "", changed = Date.now(), shown = null, nodes = [] }) {
     Object.assign(this, { id, title, mode, system, changed, shown, nodes });
     this.stopper = null; // of the answer that is being written, an AbortController
   }
@@ -111,6 +111,9 @@ export class Conversation {
     this.changed = Date.now();
   }
 }
+
+// Browsers have randomUUID only for pages that came encrypted, or from this machine.
+const newId = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join("-");
 
 /** The tokens with which a text begins, whole characters only. */
 function keptBefore(tokens, text) {

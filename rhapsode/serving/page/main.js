@@ -16,6 +16,7 @@ const METER_WAITS = 300; // milliseconds after the last key
 const TOAST_STAYS = 8000;
 const LONGEST_SPOKEN = 2000; // characters of an answer that are read out
 const LIKE_BOTTOM = 80; // pixels from the end of the page that still count as its end
+const PHONE = "(max-width: 40rem)"; // as in style.css
 const THEMES = ["system", "light", "dark"];
 
 const input = find("input");
@@ -28,7 +29,10 @@ let kept = store.settings();
 const transcript = new Transcript(find("transcript"), { act, open: lookInto });
 const glass = new GlassBox(find("glass"), {
   choose: branch,
-  moved: (index, k) => transcript.mark(index, k),
+  moved: (index, k) => {
+    transcript.mark(index, k);
+    if (window.matchMedia(PHONE).matches) transcript.span(index, k)?.scrollIntoView({ block: "start" }); // above the sheet
+  },
   closed: (index, k, hadFocus) => {
     transcript.mark();
     if (hadFocus) transcript.focus(index, k);
@@ -146,11 +150,16 @@ function remove(conversation) {
   });
 }
 
+let storing = null; // what was said last of the storage
+
 /** Keep what is worth it in the browser; say so where it cannot be. */
 function keep(conversation) {
   if (conversation.nodes.length === 0 || !conversations.includes(conversation)) return;
-  const isNew = conversations.filter((each) => each.nodes.length > 0).length > store.MOST;
-  notice(isNew ? `More than ${store.MOST} conversations are not kept. Export them, or delete some.` : store.keep(conversation));
+  const isFull = conversations.filter((each) => each.nodes.length > 0).length > store.MOST;
+  const full = `More than ${store.MOST} conversations are not kept. Export them, or delete some.`;
+  const problem = isFull ? full : store.keep(conversation);
+  if (problem !== storing) notice(problem);
+  storing = problem;
 }
 
 function exportAll() {
@@ -196,7 +205,10 @@ function answer(parent) {
 
 /** Write on from token `k` of an answer with another one. */
 async function branch(index, k, chosen) {
-  if (current.stopper) return;
+  if (current.stopper) {
+    notice("An answer is being written: stop it first.");
+    return;
+  }
   const conversation = current;
   const node = conversation.nodes[index];
   const before = node.tokens.slice(0, k);
@@ -484,12 +496,13 @@ async function start() {
   conversations = loaded.conversations;
   let told = { default: { temperature: 0.8, top_p: 0.95, top_k: 0, min_p: 0, typical_p: 1, repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0 }, styles: {} };
   let problem = loaded.problem;
+  storing = problem;
   try {
     [models, told] = await Promise.all([api.models(), api.styles()]);
   } catch (error) {
     problem = error.message;
   }
-  models = models.filter((each) => each.kind === null || each.kind === "decoder");
+  models = models.filter((each) => each.kind === "decoder");
   find("model").append(...models.map((each) => element("option", { value: each.id }, each.id)));
   if (modelOf(kept.model)) find("model").value = kept.model;
   settings = new Settings(find("settings-body"), {
