@@ -196,13 +196,16 @@ class Answer:
             choices = [{"index": index, **choice, "finish_reason": reason}]
             return _event({**frame, "choices": choices, **extra})
 
+        searched = self.asked.beams > 1  # each text comes in one piece, and there may be fewer than were asked for
         for index, choice in enumerate(self.choices):
-            if (opening := choice.opening()) is not None:
+            if not searched and (opening := choice.opening()) is not None:
                 yield event(index, opening, None)
         try:
             async with aclosing(self._pieces()) as coming:
                 async for piece in coming:
                     choice = self.choices[piece.row]
+                    if searched and (opening := choice.opening()) is not None:
+                        yield event(piece.row, opening, None)
                     parts = choice.parts(piece)
                     for part in parts[:-1]:
                         yield event(piece.row, part, None)

@@ -108,3 +108,13 @@ def test_a_search_tells_no_likelihoods(served: Served, fields: dict[str, Any]) -
     asked = {"model": "base", "prompt": "a", "beams": 2}
     answer = httpx.post(f"{served.address}/v1/completions", json={**asked, **fields})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "logprobs"
+
+
+def test_fewer_texts_than_were_asked_for(served: Served) -> None:
+    asked: dict[str, Any] = {"model": "tuned", "messages": TALK, "n": 3, "beams": 3, "regex": "ab", "max_tokens": 5}
+    whole = post(served, "/v1/chat/completions", **asked)["choices"]
+    events = stream(served, "/v1/chat/completions", **asked)
+    opened = {event["choices"][0]["index"] for event in events}
+    ended = {event["choices"][0]["index"] for event in events if event["choices"][0]["finish_reason"]}
+    assert 1 <= len(whole) < 3 and opened == ended == set(range(len(whole)))
+    assert all(choice["message"]["content"] == "ab" for choice in whole)
