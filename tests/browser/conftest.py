@@ -85,7 +85,8 @@ def address(folders: dict[str, Path]) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while Playwright runs, so does an event loop in this thread; other tests want their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     found = os.environ.get("RHAPSODE_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:

@@ -62,3 +62,4 @@ def test_with_a_key_the_browser_asks_once(make_chat: Callable[..., Chat], folder
         expect(chat.page.locator(".told")).to_be_visible()
         chat.look_into(0)
         expect(chat.page.locator("#glass tr.drawn")).to_have_count(1)
+        chat.page.close()  # before the server goes, whom it would go on asking

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
+
+from rhapsode.tokenizer.tokenizer import TURN_END, Tokenizer
 
 from .conftest import Chat
 
@@ -103,13 +106,12 @@ def test_another_token_begins_another_branch(chat: Chat, model: str) -> None:
     assert chat.text() == first and ids == []
 
 
-def test_a_token_that_ends_the_text_ends_it(chat: Chat) -> None:
+def test_a_token_that_ends_the_text_ends_it(chat: Chat, folders: dict[str, Path]) -> None:
     chat.open()
     chat.say("What is honour?")
     page = chat.page
     asked = chat.look_into(0)
-    every = (chat.ask("/v1/next", {**asked, "tokens": [id], "top": 1})["tokens"][-1] for id in range(500))
-    ends = next(token["id"] for token in every if token["end"])
+    ends = Tokenizer.load(folders["tuned"]).special_tokens[TURN_END]
 
     def with_the_end(route: Any) -> None:
         answer = route.fetch(post_data={**route.request.post_data_json, "tokens": [*asked["tokens"], ends]})

@@ -1,6 +1,7 @@
 """The page with a model that learned a little, on two screens, in light and dark: screenshots, and what they must show.
 
-RHAPSODE_PICTURES=docs/pictures RHAPSODE_PICTURES_MODEL=runs/demo/model python -m pytest tests/browser/test_pictures.py
+export RHAPSODE_PICTURES=docs/pictures RHAPSODE_PICTURES_MODEL=runs/demo/model
+python -m pytest -m slow tests/browser/test_pictures.py
 
 also writes those of the guide, with a model that learned more.
 """
@@ -19,6 +20,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from .conftest import PHONE, WIDE, Chat, serving
+
+pytestmark = pytest.mark.slow  # it trains for 18 seconds
 
 SEED = 7
 DRAWN = {"max_tokens": 80, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
