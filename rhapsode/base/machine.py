@@ -67,6 +67,17 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
+def made_by_intel() -> bool:
+    """Whether the processor is one of Intel's, for which its own library of matrix products is written."""
+    try:
+        if "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+            return True
+    except OSError:
+        pass
+    return "intel" in platform.processor().lower()
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks, once per process.
 

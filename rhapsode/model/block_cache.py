@@ -104,7 +104,10 @@ class BlockReading:
             begin = max(0, span.past + 1 - window) if window else 0  # what not even the first new token sees
             its_keys, its_values = _of(keys, slots, begin), _of(values, slots, begin)  # (kv_heads, seen, head_dim)
             own = query[0, :, first : first + span.new]  # (heads, new, head_dim)
-            mixed.append(_attention(own, its_keys, its_values, self._mask(span, begin, window), scale))
+            # A prompt that begins here needs no mask, and torch then leaves out what is not seen.
+            causal = span.new > 1 and span.past == 0 and not 0 < window < span.new
+            mask = None if causal else self._mask(span, begin, window)
+            mixed.append(_attention(own, its_keys, its_values, mask, causal, scale))
             first += span.new
         return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))[None]
 
@@ -138,12 +141,12 @@ def _of(memory: Tensor, slots: slice | Tensor, begin: int) -> Tensor:
     return memory.index_select(1, slots[begin:])
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """(heads, new, head_dim), where query is (heads, new, head_dim), and key and value (kv_heads, seen, head_dim)."""
     if query.shape[1] > 1:
         grouped = query.shape[0] != key.shape[0]
         return F.scaled_dot_product_attention(
-            query[None], key[None], value[None], mask, scale=scale, enable_gqa=grouped
+            query[None], key[None], value[None], mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )[0]
     kv_heads, heads = key.shape[0], query.shape[0]
     grouped_query = query.view(kv_heads, heads // kv_heads, -1)  # (kv_heads, group, head_dim)

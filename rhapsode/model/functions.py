@@ -6,12 +6,15 @@ gradient is wanted the formula stands alone: a model that writes one token at a 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from rhapsode.base.machine import made_by_intel
 
 
 def _normed(x: Tensor, gain: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -112,6 +115,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@cache
+def _in_parts() -> bool:
+    return bool(torch.backends.mkl.is_available()) and not made_by_intel()  # type: ignore[no-untyped-call]
+
+
 FEW_ROWS = 64
 PARTS = 4
 
@@ -119,12 +127,13 @@ PARTS = 4
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b over the last axis, where weight is (out, in).
 
-    With few rows and no gradient, on a CPU, the matrix is multiplied in parts: torch reads it with one thread for one
-    row, and repacks it for a few (two rows: 4 to 9 GB/s of the 30 that there are), but a batch of products it shares
-    out and reads as it lies (docs/lab.md, 2026-11-25).
+    With few rows and no gradient the matrix is multiplied in parts where MKL runs on another maker's processor than
+    Intel's: there it reads it with one thread for one row, and repacks it for a few (two rows: 4 to 9 GB/s of the 30
+    that there are), but a batch of products it shares out and reads as it lies. On Intel's the opposite is true: 20 to
+    26 GB/s, and 7 in parts (docs/lab.md, 2026-11-25 and 2026-11-27).
     """
     rows, out = x.numel() // x.shape[-1], weight.shape[0]
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or not _in_parts()
     if plain or x.dtype != torch.float32 or not 0 < rows <= FEW_ROWS or out % PARTS or not weight.is_contiguous():
         return F.linear(x, weight, bias)
     columns = x.reshape(rows, -1).t().expand(PARTS, x.shape[-1], rows)
