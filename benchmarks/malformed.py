@@ -4,8 +4,9 @@
 
 Mutants of valid bodies for every route (other types, fields gone or unknown, bounds, nesting, odd characters), mutants
 of their bytes, of headers, and of HTTP itself; the same seed gives the same requests. Ends with 1 when an answer is
-5xx (503 with Retry-After aside), takes longer than 10 seconds or does not come, when the server's memory grows, or
-when one of the valid requests among them, one in 1,000, is not answered as the model alone does.
+5xx (503 with Retry-After aside) or does not come, or takes longer than 10 seconds and 0.05 for each token that it wrote
+(a mutant without its limit lets the model write until the context is full), when the server's memory grows, or when
+one of the valid requests among them, one in 1,000, is not answered as the model alone does.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from rhapsode.serving.server import listening
 from rhapsode.tokenizer.train import train_tokenizer
 
 LONGEST = 10  # seconds for an answer
+A_TOKEN = 0.05  # seconds more for each that was written, beside as many texts as there are connections
 MOST_GROWTH = 64 << 20  # bytes of memory, from the first tenth of the requests to the last
 PATIENCE = 1  # seconds until a client that may not have said all says that it has
 EVERY = 1000
@@ -207,7 +209,8 @@ class Counts:
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    slowest: tuple[float, bytes] = (0.0, b"")
+    slowest: tuple[float, int, bytes] = (0.0, 0, b"")
+    slowest_refusal: float = 0.0
 
     def fault(self, what: str, asked: Asked) -> None:
         self.faults.append(f"{what}: {asked.data[:300]!r}{'...' if len(asked.data) > 300 else ''}")
@@ -229,6 +232,16 @@ async def answer_to(port: int, data: bytes, *, complete: bool) -> bytes:
         writer.close()
 
 
+def written(body: bytes) -> int:
+    """Tokens in an answer; 0 where nothing was written."""
+    if b"data: {" in body[:100]:
+        return body.count(b"data: {")
+    try:
+        return int(json.loads(body)["usage"]["completion_tokens"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 async def ask(port: int, asked: Asked, counts: Counts) -> None:
     """Send one request and judge its answer."""
     began = time.monotonic()
@@ -239,10 +252,13 @@ async def ask(port: int, asked: Asked, counts: Counts) -> None:
         counts.fault(f"no answer ({type(error).__name__})", asked)
         return
     seconds = time.monotonic() - began
-    counts.slowest = max(counts.slowest, (seconds, asked.data[:300]))
-    if seconds > LONGEST:
-        counts.fault(f"an answer after {seconds:.1f} seconds", asked)
     head, _, body = answer.partition(b"\r\n\r\n")
+    tokens = written(body)
+    counts.slowest = max(counts.slowest, (seconds, tokens, asked.data[:300]))
+    if not tokens:
+        counts.slowest_refusal = max(counts.slowest_refusal, seconds)
+    if seconds > LONGEST + A_TOKEN * tokens:
+        counts.fault(f"an answer of {tokens} tokens after {seconds:.1f} seconds", asked)
     status = head.split(b" ", 2)[1].decode() if head.startswith(b"HTTP/1.1 ") else "none"
     counts.answers[asked.kind, status] += 1
     if status == "none" and asked.complete:
@@ -340,7 +356,9 @@ def main() -> None:
         table.add_row(kind, *(f"{counts.answers[kind, status]:,}" for status in statuses))
     Console(width=120).print(table)
     print(f"{seconds:.0f} seconds; {len(noise)} tracebacks of the server")
-    print(f"the slowest answer came after {counts.slowest[0]:.1f} seconds, to {counts.slowest[1]!r}")
+    seconds, tokens, data = counts.slowest
+    print(f"the slowest answer, of {tokens} tokens, came after {seconds:.1f} seconds, to {data!r}")
+    print(f"the slowest without a token came after {counts.slowest_refusal:.1f} seconds")
     for fault in counts.faults[:20]:
         print(f"FAULT {fault}")
     print(f"{len(counts.faults)} faults")

@@ -65,6 +65,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     421: {"description": "The server does not answer to that name."},
     429: {"description": "The key asks too often; `Retry-After` says when it may again."},
     503: {"description": "There is no room now; `Retry-After` says when to ask again."},
+    504: {"description": "The answer was not there within the server's deadline."},
     "4XX": {"description": "Other requests that cannot be answered."},
 }
 STREAMED: dict[int | str, dict[str, Any]] = {
