@@ -4,9 +4,8 @@
 
 Mutants of valid bodies for every route (other types, fields gone or unknown, bounds, nesting, odd characters), mutants
 of their bytes, of headers, and of HTTP itself; the same seed gives the same requests. Ends with 1 when an answer is
-5xx (503 with Retry-After aside) or does not come, or takes longer than 10 seconds and 0.05 for each token that it wrote
-(a mutant without its limit lets the model write until the context is full), when the server's memory grows, or when
-one of the valid requests among them, one in 1,000, is not answered as the model alone does.
+5xx (503 with Retry-After aside), takes longer than 10 seconds or does not come, when the server's memory grows, or
+when one of the valid requests among them, one in 1,000, is not answered as the model alone does.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from rhapsode.serving.server import listening
 from rhapsode.tokenizer.train import train_tokenizer
 
 LONGEST = 10  # seconds for an answer
-A_TOKEN = 0.05  # seconds more for each that was written, beside as many texts as there are connections
 MOST_GROWTH = 64 << 20  # bytes of memory, from the first tenth of the requests to the last
 PATIENCE = 1  # seconds until a client that may not have said all says that it has
 EVERY = 1000
@@ -257,7 +255,7 @@ async def ask(port: int, asked: Asked, counts: Counts) -> None:
     counts.slowest = max(counts.slowest, (seconds, tokens, asked.data[:300]))
     if not tokens:
         counts.slowest_refusal = max(counts.slowest_refusal, seconds)
-    if seconds > LONGEST + A_TOKEN * tokens:
+    if seconds > LONGEST:
         counts.fault(f"an answer of {tokens} tokens after {seconds:.1f} seconds", asked)
     status = head.split(b" ", 2)[1].decode() if head.startswith(b"HTTP/1.1 ") else "none"
     counts.answers[asked.kind, status] += 1

@@ -39,7 +39,7 @@ Pair = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 @register_model("rhapsode")
-class HarnessModel(TemplateLM):  # type: ignore[misc]
+class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval declares no types
     """A decoder that the harness asks.
 
     Args:
