@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
+from numba.np.arrayobj import populate_array
 
 LANES = 8
 """Floats of a vector: AVX2's. Wider ones gain nothing where memory is the limit."""
@@ -221,57 +222,205 @@ largest_lanes = _operation(
     lambda builder, a, b: _call(builder, "llvm.maxnum.v8f32", FLOATS.llvm, [a, b]),
 )
 """The larger number of each lane."""
+smaller_lanes = _operation(
+    FLOATS,
+    (FLOATS, FLOATS),
+    lambda builder, a, b: _call(builder, "llvm.minnum.v8f32", FLOATS.llvm, [a, b]),
+)
+"""The smaller number of each lane."""
+magnitudes = _operation(FLOATS, (FLOATS,), lambda builder, a: _call(builder, "llvm.fabs.v8f32", FLOATS.llvm, [a]))
+"""Without signs."""
+rounded = _operation(FLOATS, (FLOATS,), lambda builder, a: _call(builder, "llvm.rint.v8f32", FLOATS.llvm, [a]))
+"""To whole numbers, halves to even ones."""
+signs_of = _operation(
+    FLOATS,
+    (FLOATS, FLOATS),
+    lambda builder, a, b: _call(builder, "llvm.copysign.v8f32", FLOATS.llvm, [a, b]),
+)
+"""a with the signs of b."""
 
 
-def _reduction(name: str, *start: float) -> Any:
+def _powers_of_two(builder: Any, exponent: Any) -> Any:
+    whole = builder.fptosi(exponent, INTEGERS.llvm)
+    biased = builder.shl(builder.add(whole, _constant(INTEGERS, 127)), _constant(INTEGERS, 23))
+    return builder.bitcast(biased, FLOATS.llvm)
+
+
+powers_of_two = _operation(FLOATS, (FLOATS,), _powers_of_two)
+"""2^n of whole numbers n from -126 to 127."""
+
+
+_SUM, _LARGEST = "add", "max"
+
+
+def _reduction(kind: str) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        total, half = values[0], LANES
+        while half > 1:  # a tree of one form, so that a sum is always rounded alike
+            half //= 2
+            order = ir.Constant(ir.VectorType(I32, LANES), [*range(half, LANES), *range(half)])
+            other = builder.shuffle_vector(total, ir.Constant(FLOATS.llvm, ir.Undefined), order)
+            if kind == _SUM:
+                total = builder.fadd(total, other)
+            else:
+                total = _call(builder, "llvm.maxnum.v8f32", FLOATS.llvm, [total, other])
+        return builder.extract_element(total, ir.Constant(I32, 0))
+
     def typed(_: Any, a: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            first = [ir.Constant(F32, value) for value in start]
-            half = LANES
-            total = values[0]
-            del first
-            while half > 1:  # a tree of a fixed form, so that the sum is always rounded alike
-                half //= 2
-                order = [*range(half, 2 * half), *range(LANES - half)]
-                mask = ir.Constant(ir.VectorType(I32, LANES), order)
-                other = builder.shuffle_vector(total, ir.Constant(FLOATS.llvm, ir.Undefined), mask)
-                if name == "add":
-                    total = builder.fadd(total, other)
-                else:
-                    total = _call(builder, "llvm.maxnum.v8f32", FLOATS.llvm, [total, other])
-            return builder.extract_element(total, ir.Constant(I32, 0))
-
         return (types.float32(FLOATS), generate) if a == FLOATS else None
 
     return intrinsic(typed)
 
 
-sum_of = _reduction("add")
+sum_of = _reduction(_SUM)
 """The sum of all lanes."""
-largest_of = _reduction("max")
+largest_of = _reduction(_LARGEST)
 """The largest lane."""
 
+
+def _store(element: Any, stored: ir.Type, first: Callable[..., Any] | None = None) -> Any:
+    """An intrinsic that stores a vector of floats, `stored` in memory, after what is done `first`."""
+
+    def typed(_: Any, array: Any, index: Any, value: Any) -> Any:
+        if not isinstance(array, types.Array) or array.dtype != element or value != FLOATS:
+            return None
+
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            pointer = _pointer(context, builder, signature.args[0], arguments[0], place, LANES, stored)
+            value = arguments[2] if first is None else first(builder, arguments[2])
+            builder.store(value, pointer, align=1)
+            return context.get_dummy_value()
+
+        return types.void(array, index, value), build
+
+    return intrinsic(typed)
+
+
+def _whole(builder: Any, value: Any, to: ir.Type, order: list[int] | None = None) -> Any:
+    whole = builder.fptosi(value, INTEGERS.llvm)
+    if order is not None:
+        mask = ir.Constant(ir.VectorType(I32, LANES), order)
+        whole = builder.shuffle_vector(whole, ir.Constant(INTEGERS.llvm, ir.Undefined), mask)
+    return builder.trunc(whole, to)
+
+
+_EIGHT_BYTES, _EIGHT_WORDS, _EIGHT_HALVES = (ir.VectorType(element, LANES) for element in (I8, I16, F16))
+
+store_floats = _store(types.float32, FLOATS.llvm)
+"""8 floats."""
+store_as_bytes = _store(types.int8, _EIGHT_BYTES, lambda builder, value: _whole(builder, value, _EIGHT_BYTES))
+"""8 whole numbers from -128 to 127."""
+store_as_words = _store(
+    types.int16, _EIGHT_WORDS, lambda builder, value: _whole(builder, value, _EIGHT_WORDS, [0, 2, 1, 3, 4, 6, 5, 7])
+)
+"""8 whole numbers, in the order in which `even_words` and `odd_words` ask for them."""
+store_as_halves = _store(
+    types.uint16,
+    ir.VectorType(I16, LANES),
+    lambda builder, value: builder.bitcast(builder.fptrunc(value, _EIGHT_HALVES), ir.VectorType(I16, LANES)),
+)
+"""8 floats in half precision."""
+load_small = _load(
+    FLOATS, types.int8, _EIGHT_BYTES, lambda builder, loaded: builder.sitofp(loaded, FLOATS.llvm)
+)
+"""8 bytes with signs, as floats."""
+
+
+def _view(element: Any) -> Any:
+    def typed(_: Any, address: Any, count: Any) -> Any:
+        if not isinstance(address, types.Integer) or not isinstance(count, types.Integer):
+            return None
+        array_type = types.Array(element, 1, "C")
+
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place, size = (
+                context.cast(builder, value, kind, types.int64)
+                for value, kind in zip(arguments, signature.args, strict=True)
+            )
+            array = context.make_array(array_type)(context, builder)
+            width = context.get_abi_sizeof(context.get_data_type(element))
+            data = builder.inttoptr(place, context.get_data_type(element).as_pointer())
+            populate_array(
+                array, data, [size], [ir.Constant(I64, width)], ir.Constant(I64, width), meminfo=None
+            )
+            return array._getvalue()
+
+        return array_type(address, count), build
+
+    return intrinsic(typed)
+
+
+floats_at = _view(types.float32)
+"""The array of so many floats at an address; whoever gives the address keeps the memory."""
+bytes_at = _view(types.uint8)
+"""The same of bytes."""
+halves_at = _view(types.uint16)
+"""The same of half-precision numbers, by their bits."""
+
 _plus = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fadd(a, b))
-_times = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fmul(a, b))
 _minus = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fsub(a, b))
+_times = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fmul(a, b))
+_over = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fdiv(a, b))
 
 
-@overload(operator.add)
-def _add(a, b):
-    if a == FLOATS and b == FLOATS:
-        return lambda a, b: _plus(a, b)
-    return None
+def _written_as(sign: Any, operation: Any) -> None:
+    @overload(sign)  # type: ignore[untyped-decorator]
+    def _(a: Any, b: Any) -> Any:
+        if a == FLOATS and b == FLOATS:
+            return lambda a, b: operation(a, b)
+        return None
 
 
-@overload(operator.mul)
-def _mul(a, b):
-    if a == FLOATS and b == FLOATS:
-        return lambda a, b: _times(a, b)
-    return None
+_written_as(operator.add, _plus)
+_written_as(operator.sub, _minus)
+_written_as(operator.mul, _times)
+_written_as(operator.truediv, _over)
 
 
-@overload(operator.sub)
-def _sub(a, b):
-    if a == FLOATS and b == FLOATS:
-        return lambda a, b: _minus(a, b)
-    return None
+def _atomic(build: Callable[..., Any], values: int) -> Any:
+    """An intrinsic on one element of an array of 64-bit integers that all threads see at once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, *given = (
+            context.cast(builder, value, kind, types.int64)
+            for value, kind in zip(arguments[1:], signature.args[1:], strict=True)
+        )
+        pointer = _pointer(context, builder, signature.args[0], arguments[0], place, 1, I64)
+        return build(builder, pointer, *given)
+
+    if values == 0:
+
+        def typed(_: Any, array: Any, index: Any) -> Any:
+            return types.int64(array, index), generate
+
+    else:
+
+        def typed(_: Any, array: Any, index: Any, value: Any) -> Any:  # type: ignore[misc]
+            return types.int64(array, index, value), generate
+
+    return intrinsic(typed)
+
+
+def _stored(builder: Any, pointer: Any, value: Any) -> Any:
+    builder.store_atomic(value, pointer, "seq_cst", 8)
+    return value
+
+
+atomic_add = _atomic(lambda builder, pointer, value: builder.atomic_rmw("add", pointer, value, "seq_cst"), 1)
+"""Add to an element; what it was before."""
+atomic_load = _atomic(lambda builder, pointer: builder.load_atomic(pointer, "seq_cst", 8), 0)
+"""An element as it is now."""
+atomic_store = _atomic(_stored, 1)
+"""Set an element."""
+
+
+@intrinsic
+def pause(_):  # type: ignore[no-untyped-def]
+    """Tell the processor that this thread only waits."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), build

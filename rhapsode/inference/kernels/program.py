@@ -1,0 +1,474 @@
+"""A step's program: all layers of a decoder for some tokens, run by several threads at once.
+
+What the model is stands in tables of numbers (`layout`), so that one compiled program serves every dense decoder. The
+threads share out rows of matrices, tokens and heads as they go, and meet after each part. Where there is but one token,
+what is done between matrices is done by every thread for itself, which is cheaper than to wait.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rhapsode.inference.kernels.attention import POSITIONS, keep, mix, score, soften
+from rhapsode.inference.kernels.compiled import compiled
+from rhapsode.inference.kernels.elementwise import activated, normalise, to_bytes
+from rhapsode.inference.kernels.products import (
+    BLOCK,
+    GROUP,
+    INT4_BYTES,
+    INT4_SCALES,
+    INT8_BYTES,
+    INT8_SCALES,
+    float_row,
+    float_rows_of_4,
+    float_rows_of_4_by_3,
+    int4_rows,
+    int4_rows_by_4,
+    int8_rows,
+    int8_rows_by_4,
+)
+from rhapsode.inference.kernels.threads import claim, wait_for_all
+from rhapsode.inference.kernels.vectors import (
+    broadcast,
+    bytes_at,
+    floats_at,
+    fma,
+    halves_at,
+    load_floats,
+    load_halves,
+    store_floats,
+)
+
+# Columns of the tables. Absent: -1 for what has a number, 0 for what has an address.
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, ACTIVATION, CENTRED, PARALLEL, NORM_ALL_HEADS, EMBEDDING = range(
+    11
+)
+HEAD, FINAL_NORM, POSITION_ROWS, POSITION_COUNT, CACHE_BLOCKS, SHAPE_SIZE = range(11, 17)
+"""Of the model's shape."""
+EPSILON, SCALE, EMBEDDING_SCALE, NUMBERS_SIZE = range(4)
+"""Of its fractions."""
+WEIGHTS, SCALES, BIAS, ROWS, COLUMNS, BITS, MATRIX_SIZE = range(7)
+"""Of each matrix."""
+GAIN, NORM_BIAS, NORM_WIDTH, NORM_SIZE = range(4)
+"""Of each norm."""
+QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, QUERY_NORM, KEY_NORM, BEFORE_ATTENTION, AFTER_ATTENTION = range(11)
+BEFORE_FEED_FORWARD, AFTER_FEED_FORWARD, WINDOW, ANGLES, PAIRS, LAYER_SIZE = range(11, 17)
+"""Of each layer: numbers of matrices and norms, what it sees, and where its angles begin."""
+
+PARTS_OF_LAYER = 7
+"""Parts that are shared out piece by piece."""
+LEAST_PIECE, LARGEST_PIECE = 16 * 1024, 128 * 1024
+"""Bytes of weights that a thread takes at a time."""
+PIECES = 6
+"""Pieces for each thread, where these bounds allow."""
+TOKENS_OF_PIECE = 8
+"""Tokens that a thread takes at a time where it is tokens that are shared out."""
+
+
+@compiled
+def padded(size, to):  # type: ignore[no-untyped-def]
+    """The next multiple."""
+    return -(-size // to) * to
+
+
+@compiled
+def group_bytes(matrix):  # type: ignore[no-untyped-def]
+    """Bytes of 8 rows of a matrix."""
+    if matrix[BITS] == 32:
+        return 4 * GROUP * matrix[COLUMNS]
+    blocks = matrix[COLUMNS] // BLOCK
+    return blocks * (INT8_BYTES + 2 * INT8_SCALES if matrix[BITS] == 8 else INT4_BYTES + 2 * INT4_SCALES)
+
+
+@compiled
+def groups_of(matrix):  # type: ignore[no-untyped-def]
+    """Groups of 8 rows that a matrix has, the last one whole or not."""
+    return -(-matrix[ROWS] // GROUP)
+
+
+@compiled
+def groups_of_piece(matrix, groups, threads):  # type: ignore[no-untyped-def]
+    """Groups of rows that a thread takes at a time, of so many in all."""
+    size = group_bytes(matrix)
+    fair = -(-groups // (threads * PIECES))
+    return max(1, min(max(fair, LEAST_PIECE // size), LARGEST_PIECE // size))
+
+
+@compiled
+def multiply(matrix, begin, end, x, small, first, tokens, out, stride):  # type: ignore[no-untyped-def]
+    """Rows 8 * begin to 8 * end of a matrix times some vectors, plus the bias, into those rows of `out`.
+
+    Args:
+        x: (tokens, padded columns).
+        small: the same in 8 bits, as `to_bytes` makes it.
+        first: the first token in these.
+        out: (tokens, stride), from its first token on.
+    """
+    rows, columns = matrix[ROWS], matrix[COLUMNS]
+    blocks = columns // BLOCK
+    bias = floats_at(matrix[BIAS], padded(rows, GROUP) if matrix[BIAS] != 0 else 0)
+    if matrix[BITS] == 32:
+        weights = floats_at(matrix[WEIGHTS], rows * columns)
+        width = padded(columns, BLOCK)
+        last = min(rows, GROUP * end)
+        whole = last // 4 * 4 if last == rows else last
+        for row in range(GROUP * begin, whole, 4):
+            token = 0
+            while token + 3 <= tokens:
+                found = float_rows_of_4_by_3(weights, row, columns, x, first + token, width)
+                for r in range(4):
+                    added = bias[row + r] if len(bias) > 0 else np.float32(0)
+                    for t in range(3):
+                        out[(token + t) * stride + row + r] = found[r][t] + added
+                token += 3
+            while token < tokens:
+                ones = float_rows_of_4(weights, row, columns, x, first + token, width)
+                for r in range(4):
+                    added = bias[row + r] if len(bias) > 0 else np.float32(0)
+                    out[token * stride + row + r] = ones[r] + added
+                token += 1
+        for row in range(max(whole, GROUP * begin), last):
+            for token in range(tokens):
+                added = bias[row] if len(bias) > 0 else np.float32(0)
+                out[token * stride + row] = float_row(weights, row, columns, x, first + token, width) + added
+        return
+    signed, words, factors, offsets, sums = small
+    groups = groups_of(matrix)
+    eight = matrix[BITS] == 8
+    packed = bytes_at(matrix[WEIGHTS], groups * blocks * (INT8_BYTES if eight else INT4_BYTES))
+    scales = halves_at(matrix[SCALES], groups * blocks * (INT8_SCALES if eight else INT4_SCALES))
+    for group in range(begin, end):
+        row, token = GROUP * group, 0
+        added = load_floats(bias, row) if len(bias) > 0 else broadcast(np.float32(0))
+        while token + 4 <= tokens:
+            if eight:
+                a, b, c, d = int8_rows_by_4(
+                    packed, scales, group, blocks, signed, words, factors, offsets, first + token
+                )
+            else:
+                a, b, c, d = int4_rows_by_4(packed, scales, group, blocks, signed, factors, sums, first + token)
+            store_floats(out, token * stride + row, a + added)
+            store_floats(out, (token + 1) * stride + row, b + added)
+            store_floats(out, (token + 2) * stride + row, c + added)
+            store_floats(out, (token + 3) * stride + row, d + added)
+            token += 4
+        while token < tokens:
+            if eight:
+                a = int8_rows(packed, scales, group, blocks, signed, words, factors, offsets, first + token)
+            else:
+                a = int4_rows(packed, scales, group, blocks, signed, factors, sums, first + token)
+            store_floats(out, token * stride + row, a + added)
+            token += 1
+
+
+@compiled
+def product(shared, part, threads, matrix, x, small, first, tokens, out, stride):  # type: ignore[no-untyped-def]
+    """A whole matrix times some vectors, piece by piece; see `multiply`."""
+    groups = groups_of(matrix)
+    size = groups_of_piece(matrix, groups, threads)
+    begin = claim(shared, part) * size
+    while begin < groups:
+        end = min(groups, begin + size)
+        multiply(matrix, begin, end, x, small, first, tokens, out, stride)
+        begin = claim(shared, part) * size
+
+
+@compiled
+def embed(matrix, token, out, to, spare):  # type: ignore[no-untyped-def]
+    """A token's row of a matrix, as floats, into `out` from `to` on."""
+    rows, columns = matrix[ROWS], matrix[COLUMNS]
+    if matrix[BITS] == 32:
+        weights = floats_at(matrix[WEIGHTS], rows * columns)
+        for i in range(columns):
+            out[to + i] = weights[token * columns + i]
+        return
+    groups, blocks, eight = groups_of(matrix), columns // BLOCK, matrix[BITS] == 8
+    packed = bytes_at(matrix[WEIGHTS], groups * blocks * (INT8_BYTES if eight else INT4_BYTES))
+    scales = halves_at(matrix[SCALES], groups * blocks * (INT8_SCALES if eight else INT4_SCALES))
+    group, lane = token // GROUP, token % GROUP
+    for block in range(blocks):
+        place = group * blocks + block
+        store_floats(spare, 0, load_halves(scales, (INT8_SCALES if eight else INT4_SCALES) * place))
+        scale, minimum = spare[lane], np.float32(0)
+        if not eight:
+            store_floats(spare, 0, load_halves(scales, INT4_SCALES * place + 8))
+            minimum = spare[lane]
+        for i in range(BLOCK):
+            if eight:
+                value = np.int32(packed[INT8_BYTES * place + 32 * (i // 4) + 4 * lane + i % 4]) - 128
+            else:
+                pair = np.int32(packed[INT4_BYTES * place + 32 * (i // 8) + 4 * lane + i % 4])
+                value = pair >> 4 if i % 8 >= 4 else pair & 15
+            out[to + BLOCK * block + i] = np.float32(value) * scale + minimum
+
+
+@compiled
+def rotate(row, first, angles, at, pairs):  # type: ignore[no-untyped-def]
+    """Turn the pairs (i, i + pairs) of a head; cosines, then sines, stand at `at`."""
+    for i in range(pairs):
+        cosine, sine = angles[at + i], angles[at + pairs + i]
+        a, b = row[first + i], row[first + pairs + i]
+        row[first + i] = a * cosine - b * sine
+        row[first + pairs + i] = b * cosine + a * sine
+
+
+@compiled
+def norm_heads(row, first, heads, head_dim, norm, all_heads, centred, epsilon, spare):  # type: ignore[no-untyped-def]
+    """Norm the heads of a query or key in place: each alone, or all together."""
+    width = heads * head_dim if all_heads else head_dim
+    gain = floats_at(norm[GAIN], padded(norm[NORM_WIDTH], GROUP))
+    bias = floats_at(norm[NORM_BIAS], padded(norm[NORM_WIDTH], GROUP) if norm[NORM_BIAS] != 0 else 0)
+    for begin in range(0, heads * head_dim, width):
+        for i in range(width):
+            spare[i] = row[first + begin + i]
+        for i in range(width, padded(width, GROUP)):
+            spare[i] = np.float32(0)
+        normalise(spare, 0, width, gain, bias, centred, epsilon, spare, 0)
+        for i in range(width):
+            row[first + begin + i] = spare[i]
+
+
+@compiled
+def prepare(  # type: ignore[no-untyped-def]
+    shape, numbers, layer, number, norms, angles, position, blocks, m, q, k, v, strides, cache, spare, halves
+):
+    """Norm and turn a token's queries and keys, and put its keys and values into the cache."""
+    heads, kv_heads, head_dim = shape[HEADS], shape[KV_HEADS], shape[HEAD_DIM]
+    keys, values, key_factors, value_factors = cache
+    all_heads, centred = shape[NORM_ALL_HEADS] == 1, shape[CENTRED] == 1
+    at_q, at_k, at_v = m * strides[0], m * strides[1], m * strides[1]
+    if layer[QUERY_NORM] >= 0:
+        norm_heads(q, at_q, heads, head_dim, norms[layer[QUERY_NORM]], all_heads, centred, numbers[EPSILON], spare)
+        norm_heads(k, at_k, kv_heads, head_dim, norms[layer[KEY_NORM]], all_heads, centred, numbers[EPSILON], spare)
+    pairs = layer[PAIRS]
+    if pairs > 0:
+        turn = layer[ANGLES] + position * 2 * pairs
+        for head in range(heads):
+            rotate(q, at_q + head * head_dim, angles, turn, pairs)
+        for head in range(kv_heads):
+            rotate(k, at_k + head * head_dim, angles, turn, pairs)
+    width = padded(head_dim, GROUP)
+    place = number * shape[CACHE_BLOCKS] + blocks[position // POSITIONS]
+    inside = position % POSITIONS
+    for i in range(head_dim, width):
+        spare[i] = np.float32(0)
+    for head in range(kv_heads):
+        home = place * kv_heads + head
+        for i in range(head_dim):
+            spare[i] = k[at_k + head * head_dim + i]
+        to = home * POSITIONS * width
+        keep(spare, keys, to + inside, POSITIONS, width, key_factors, home * POSITIONS + inside, halves)
+        for i in range(head_dim):
+            spare[i] = v[at_v + head * head_dim + i]
+        keep(spare, values, to + inside * width, 1, width, value_factors, home * POSITIONS + inside, halves)
+
+
+@compiled
+def attend(  # type: ignore[no-untyped-def]
+    shape, numbers, layer, number, position, blocks, m, kv_head, q, stride, cache, mixed, scores, spare
+):
+    """Mix for a token the values that the query heads of one key and value head see."""
+    heads, kv_heads, head_dim = shape[HEADS], shape[KV_HEADS], shape[HEAD_DIM]
+    keys, values, key_factors, value_factors = cache
+    width, group = padded(head_dim, GROUP), heads // kv_heads
+    end = position + 1
+    begin = max(0, end - layer[WINDOW]) if layer[WINDOW] > 0 else 0
+    first_block, last_block = begin // POSITIONS, (end - 1) // POSITIONS
+    apart = kv_heads * POSITIONS * width
+    origin = (number * shape[CACHE_BLOCKS] * kv_heads + kv_head) * POSITIONS * width
+    factor_apart = kv_heads * POSITIONS
+    factor_origin = (number * shape[CACHE_BLOCKS] * kv_heads + kv_head) * POSITIONS
+    row = (last_block - first_block + 1) * POSITIONS
+    for place in range(first_block, last_block + 1):
+        block = blocks[place]
+        for one in range(group):
+            at = m * stride + (kv_head * group + one) * head_dim
+            to = one * row + (place - first_block) * POSITIONS
+            from_factor = factor_origin + block * factor_apart
+            score(q, at, head_dim, keys, origin + block * apart, key_factors, from_factor, numbers[SCALE], scores, to)
+    for one in range(group):
+        share = soften(scores, one * row, begin, end)
+        if len(value_factors) > 0:
+            for place in range(first_block, last_block + 1):
+                at = one * row + (place - first_block) * POSITIONS
+                of = factor_origin + blocks[place] * factor_apart
+                for i in range(POSITIONS):
+                    scores[at + i] *= value_factors[of + i]
+        mix(scores, one * row, begin, end, values, origin, blocks, apart, width, share, spare, 0)
+        at = m * stride + (kv_head * group + one) * head_dim
+        for i in range(head_dim):
+            mixed[at + i] = spare[i]
+
+
+@compiled
+def ready(x, at, width, norm_number, norms, centred, epsilon, normed, to):  # type: ignore[no-untyped-def]
+    """What a part of a block reads of a vector: its norm, or itself."""
+    if norm_number < 0:
+        for i in range(width):
+            normed[to + i] = x[at + i]
+        return
+    norm = norms[norm_number]
+    size = norm[NORM_WIDTH]
+    gain = floats_at(norm[GAIN], padded(size, GROUP))
+    bias = floats_at(norm[NORM_BIAS], padded(size, GROUP) if norm[NORM_BIAS] != 0 else 0)
+    normalise(x, at, size, gain, bias, centred, epsilon, normed, to)
+
+
+@compiled
+def add(x, at, y, of, width):  # type: ignore[no-untyped-def]
+    """x + y, in place."""
+    for i in range(0, width, 8):
+        store_floats(x, at + i, load_floats(x, at + i) + load_floats(y, of + i))
+
+
+@compiled
+def run(  # type: ignore[no-untyped-def]
+    thread, threads, shared, shape, numbers, layers, matrices, norms, angles,
+    ids, positions, texts, blocks, wanted, cache, floats, small, own, logits,
+):  # fmt: skip
+    """One thread's share of a step.
+
+    Args:
+        ids: (tokens,); and where each stands in its text, `positions`, and which text that is, `texts`.
+        blocks: (texts, blocks), where the blocks of each text lie in the cache.
+        wanted: tokens whose logits are wanted.
+        cache: keys, values, and their factors in a cache of 8 bits.
+        floats: the vectors between the matrices, (tokens, padded width) each.
+        small: what of them is in 8 bits.
+        own: for each thread, scores, and room for a head in floats and in halves.
+        logits: (wanted, padded vocabulary), to be filled.
+    """
+    x, y, held, normed, q, k, v, mixed, gate, up = floats
+    signed, words, factors, offsets, sums = small
+    scores, spare, halves = own[0][thread], own[1][thread], own[2][thread]
+    tokens, centred, epsilon = len(ids), shape[CENTRED] == 1, numbers[EPSILON]
+    width, inside = padded(shape[HIDDEN], BLOCK), padded(shape[INTERMEDIATE], BLOCK)
+    query = padded(shape[HEADS] * shape[HEAD_DIM], BLOCK)
+    key = padded(shape[KV_HEADS] * shape[HEAD_DIM], BLOCK)
+    strides = (query, key)
+    alone = tokens == 1
+    first = thread if alone else 0  # of a single token each thread has its own copies
+    begin, apart = (0, 1) if alone else (thread, threads)
+    for m in range(begin, tokens, apart):
+        at = (first + m) * width
+        embed(matrices[shape[EMBEDDING]], ids[m], x, at, spare)
+        for i in range(shape[HIDDEN]):
+            x[at + i] *= numbers[EMBEDDING_SCALE]
+        if shape[POSITION_ROWS] != 0:
+            rows = floats_at(shape[POSITION_ROWS], shape[POSITION_COUNT] * shape[HIDDEN])
+            for i in range(shape[HIDDEN]):
+                x[at + i] += rows[positions[m] * shape[HIDDEN] + i]
+    part = 0
+    for number in range(shape[LAYERS]):
+        layer = layers[number]
+        for m in range(begin, tokens, apart):
+            at = (first + m) * width
+            ready(x, at, width, layer[BEFORE_ATTENTION], norms, centred, epsilon, normed, at)
+            if matrices[layer[QUERY], BITS] < 32:
+                to_bytes(normed, at, width // BLOCK, signed, words, factors, offsets, sums, first + m)
+        if not alone:
+            wait_for_all(shared, threads)
+        product(shared, part, threads, matrices[layer[QUERY]], normed, small, first, tokens, q, query)
+        product(shared, part + 1, threads, matrices[layer[KEY]], normed, small, first, tokens, k, key)
+        product(shared, part + 2, threads, matrices[layer[VALUE]], normed, small, first, tokens, v, key)
+        wait_for_all(shared, threads)
+        for m in range(thread, tokens, threads):
+            prepare(
+                shape, numbers, layer, number, norms, angles, positions[m], blocks[texts[m]], m, q, k, v, strides,
+                cache, spare, halves,
+            )  # fmt: skip
+        wait_for_all(shared, threads)
+        tiles = -(-tokens // TOKENS_OF_PIECE)
+        piece = claim(shared, part + 3)
+        while piece < tiles * shape[KV_HEADS]:
+            kv_head, tile = piece % shape[KV_HEADS], piece // shape[KV_HEADS]
+            for m in range(tile * TOKENS_OF_PIECE, min(tokens, (tile + 1) * TOKENS_OF_PIECE)):
+                attend(
+                    shape, numbers, layer, number, positions[m], blocks[texts[m]], m, kv_head, q, query, cache, mixed,
+                    scores, spare,
+                )  # fmt: skip
+            piece = claim(shared, part + 3)
+        wait_for_all(shared, threads)
+        if alone:  # each thread its own copy, as of all that it reads by itself
+            if matrices[layer[OUTPUT], BITS] < 32:
+                to_bytes(mixed, 0, query // BLOCK, signed, words, factors, offsets, sums, first)
+        else:
+            for m in range(thread, tokens, threads):
+                if matrices[layer[OUTPUT], BITS] < 32:
+                    to_bytes(mixed, m * query, query // BLOCK, signed, words, factors, offsets, sums, m)
+            wait_for_all(shared, threads)
+        part += 4
+        parallel = shape[PARALLEL] == 1
+        answer = held if parallel else y
+        product(shared, part, threads, matrices[layer[OUTPUT]], mixed, small, first if matrices[layer[OUTPUT], BITS] < 32 else 0, tokens, answer, width)
+        wait_for_all(shared, threads)
+        for m in range(begin, tokens, apart):
+            at = (first + m) * width
+            if not parallel:
+                if layer[AFTER_ATTENTION] >= 0:
+                    ready(y, m * width, width, layer[AFTER_ATTENTION], norms, centred, epsilon, normed, at)
+                    add(x, at, normed, at, width)
+                else:
+                    add(x, at, y, m * width, width)
+            ready(x, at, width, layer[BEFORE_FEED_FORWARD], norms, centred, epsilon, normed, at)
+            if matrices[layer[UP], BITS] < 32:
+                to_bytes(normed, at, width // BLOCK, signed, words, factors, offsets, sums, first + m)
+        if not alone:
+            wait_for_all(shared, threads)
+        part += 1
+        matrix = matrices[layer[UP]]
+        groups = groups_of(matrix)
+        size = groups_of_piece(matrix, groups, threads)
+        piece = claim(shared, part) * size
+        while piece < groups:
+            end = min(groups, piece + size)
+            multiply(matrix, piece, end, normed, small, first, tokens, up, inside)
+            if layer[GATE] >= 0:
+                multiply(matrices[layer[GATE]], piece, end, normed, small, first, tokens, gate, inside)
+            for m in range(tokens):
+                for i in range(m * inside + GROUP * piece, m * inside + GROUP * end, GROUP):
+                    if layer[GATE] >= 0:
+                        store_floats(up, i, activated(load_floats(gate, i), shape[ACTIVATION]) * load_floats(up, i))
+                    else:
+                        store_floats(up, i, activated(load_floats(up, i), shape[ACTIVATION]))
+            piece = claim(shared, part) * size
+        wait_for_all(shared, threads)
+        if alone:
+            if matrices[layer[DOWN], BITS] < 32:
+                to_bytes(up, 0, inside // BLOCK, signed, words, factors, offsets, sums, first)
+        else:
+            for m in range(thread, tokens, threads):
+                if matrices[layer[DOWN], BITS] < 32:
+                    to_bytes(up, m * inside, inside // BLOCK, signed, words, factors, offsets, sums, m)
+            wait_for_all(shared, threads)
+        part += 1
+        product(shared, part, threads, matrices[layer[DOWN]], up, small, first if matrices[layer[DOWN], BITS] < 32 else 0, tokens, y, width)
+        wait_for_all(shared, threads)
+        part += 1
+        for m in range(begin, tokens, apart):
+            at = (first + m) * width
+            if parallel:
+                add(x, at, held, m * width, width)
+            if layer[AFTER_FEED_FORWARD] >= 0:
+                ready(y, m * width, width, layer[AFTER_FEED_FORWARD], norms, centred, epsilon, normed, at)
+                add(x, at, normed, at, width)
+            else:
+                add(x, at, y, m * width, width)
+    if len(wanted) == 0:
+        return
+    if not alone:
+        wait_for_all(shared, threads)
+    # The last norm and the head, of the wanted tokens alone.
+    single = len(wanted) == 1
+    first = thread if single else 0
+    begin, apart = (0, 1) if single else (thread, threads)
+    head = matrices[shape[HEAD]]
+    for m in range(begin, len(wanted), apart):
+        source, at = (thread if alone else wanted[m]) * width, (first + m) * width
+        ready(x, source, width, shape[FINAL_NORM], norms, centred, epsilon, normed, at)
+        if head[BITS] < 32:
+            to_bytes(normed, at, width // BLOCK, signed, words, factors, offsets, sums, first + m)
+    if not single:
+        wait_for_all(shared, threads)
+    vocabulary = padded(head[ROWS], GROUP)
+    product(shared, part, threads, head, normed, small, first, len(wanted), logits, vocabulary)
