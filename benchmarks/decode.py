@@ -37,6 +37,7 @@ from rhapsode.base.machine import memory_bandwidth, prepare, processor, threads
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.opening import open_model
 from rhapsode.inference.engine import Engine
+from rhapsode.inference.kernels.step import KEPT
 from rhapsode.inference.sampling import Sampling
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
@@ -92,7 +93,7 @@ class Seat:
     type: str
     worker: Worker
     weights: int = 0
-    cached: int = 0
+    cached: float = 0.0
     seconds: dict[Measure, list[float]] = field(default_factory=dict)
     ways: dict[str, str] = field(default_factory=dict)
     distances: dict[Measure, float] = field(default_factory=dict)
@@ -118,42 +119,30 @@ def random_model(folder: Path, sizes: Sequence[int]) -> Opened:
     return open_model(folder)
 
 
-def seats_for(
-    opened: Opened,
-    folder: Path,
-    model: Path,
-    bits: Sequence[int],
-    types: Sequence[str],
-    counts: Sequence[int],
-    blocks: int,
-    own: int,
-) -> list[Seat]:
-    """The sides, started.
+def seats_for(opened: Opened, name: str, a: argparse.Namespace, folder: Path, blocks: int) -> list[Seat]:
+    """The sides of a model, started: ours in all bits, llama.cpp in all types and with all counts of threads.
 
     Args:
-        folder: for the GGUF files.
-        model: the model's folder.
-        bits: of ours.
-        types: of llama.cpp's.
-        counts: llama.cpp's threads.
+        folder: with the model's in it, and room for the GGUF files.
         blocks: of our cache.
-        own: threads of ours.
     """
+    bits = [n for n in a.bits if name != "stories260K" or n == 32]
+    types = a.types or ([COUNTERPART[n] for n in bits] if name in SMALL else ["F16", "Q8_0", "Q4_0"])
+    counts = sorted({1, a.threads}) if name in SMALL else [a.threads]
     paths = {type: exported(opened, folder, type) for type in types}
 
-    def worker(path: Path, count: int, *words: str) -> Worker:
-        return Worker(SIDES, str(path), "--threads", str(count), *words, threads=count)
+    def worker(path: Path, threads: int, *words: str) -> Worker:
+        return Worker(SIDES, str(path), "--threads", str(threads), *words, threads=threads)
 
-    ours = [
-        Seat(f"rhapsode, {n} bits", n, COUNTERPART[n], worker(model, own, "--bits", str(n), "--blocks", str(blocks)))
-        for n in bits
-    ]
-    theirs = [
-        Seat(f"llama.cpp {type}" + ("" if len(counts) == 1 else f", threads: {n}"), None, type, worker(path, n))
-        for type, path in paths.items()
-        for n in counts
-    ]
-    return ours + theirs
+    seats = []
+    for n in bits:
+        words = ("--bits", str(n), "--blocks", str(blocks), "--cache", a.cache)
+        seats.append(Seat(f"rhapsode, {n} bits", n, COUNTERPART[n], worker(folder / "model", a.threads, *words)))
+    for type, path in paths.items():
+        for n in counts:
+            told = f", threads: {n}" if len(counts) > 1 else ""
+            seats.append(Seat(f"llama.cpp {type}{told}", None, type, worker(path, n)))
+    return seats
 
 
 @torch.no_grad()
@@ -166,11 +155,8 @@ def expected(opened: Opened, measures: Sequence[Measure]) -> dict[Measure, npt.N
     }
 
 
-def warm_up(seat: Seat, opened: Opened, logits: dict[Measure, npt.NDArray[np.float32]], folder: Path) -> None:
+def warm_up(seat: Seat, logits: dict[Measure, npt.NDArray[np.float32]], folder: Path) -> None:
     """Each measure once, for what is done only the first time; and what comes out, beside what is expected."""
-    seat.weights, number = json.loads(seat.worker.ask("facts"))
-    sizes = opened.model.config.towers[-1]
-    seat.cached = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * number
     for measure, right in logits.items():
         seat.worker.ask(str(measure))
         found = np.load(seat.worker.ask(f"logits {measure} {folder / 'logits.npy'}"), allow_pickle=False)
@@ -248,14 +234,15 @@ def compare(name: str, a: argparse.Namespace, work: Path, on: torch.device) -> l
         if name not in SMALL:
             measures += [Measure(texts, PROMPT, max(1, a.new_tokens // FEWER)) for texts in TEXTS]
             measures += [Measure(1, PREFILL, 0)]
-        bits = [n for n in a.bits if name != "stories260K" or n == 32]
-        types = a.types or ([COUNTERPART[n] for n in bits] if name in SMALL else ["F16", "Q8_0", "Q4_0"])
-        counts = sorted({1, a.threads}) if name in SMALL else [a.threads]
         blocks = sum(measure.texts * -(-(measure.prompt + measure.new) // BLOCK) for measure in measures)
-        seats = seats_for(opened, folder, folder / "model", bits, types, counts, blocks, a.threads)
+        seats = seats_for(opened, name, a, folder, blocks)
         logits = expected(opened, measures)
+        sizes = opened.model.config.towers[-1]
+        for seat in seats:  # waits until all are open: what is measured next wants the machine for itself
+            seat.weights, number = json.loads(seat.worker.ask("facts"))
+            seat.cached = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * number
         for seat in track(seats, f"{name}: warming up", transient=True):
-            warm_up(seat, opened, logits, Path(temporary))
+            warm_up(seat, logits, Path(temporary))
         limits, foreign = list[float](), list[float]()
         for number in track(range(a.rounds), f"{name}: rounds", transient=True):
             foreign.append(psutil.cpu_percent(interval=0.5))  # all sides wait
@@ -294,6 +281,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128, help="of one text; a fourth of each of several")
     parser.add_argument("--small", type=Path, default=Path("runs/novels/model"), help="a trained model")
     parser.add_argument("--work", type=Path, help="a folder to keep the random weights in, 9 GB")
+    parser.add_argument("--cache", default="float32", choices=KEPT, help="of our keys and values; llama.cpp's: float16")
     parser.add_argument("--threads", type=int, default=threads())
     a = parser.parse_args()
     for name, path in (("stories260K", STORIES), ("small", a.small)):

@@ -13,50 +13,41 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rhapsode.base.files import new_folder
 from rhapsode.base.machine import prepare
+from rhapsode.base.machine import threads as cores
 from rhapsode.exchange import gguf_model
 from rhapsode.exchange.opened import Opened
+from rhapsode.inference.kernels.step import KEPT, KernelStep
 from rhapsode.inference.speed import weight_bytes
-from rhapsode.inference.step import Reading, Step, TorchStep
+from rhapsode.inference.step import Reading, Step
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import load_config, load_model, save_model
+from rhapsode.model.packed import pack_model
 
 
-def step_for(folder: Path, bits: int, blocks: int) -> tuple[Step, int]:
+def step_for(
+    folder: Path, bits: int, blocks: int, *, cache: str = "float32", threads: int | None = None
+) -> tuple[Step, int]:
     """What computes steps with a model folder's weights in so many bits, and how many bytes of weights each step reads.
 
     Args:
         bits: 32, 8 or 4.
         blocks: of the cache.
+        cache: what keys and values are kept in, one of `KEPT`.
+        threads: None for as many as are best.
     """
     model = load_model(folder)
     assert isinstance(model, Decoder), "only decoders write"
-    size = weight_bytes(model)
-    if bits < 32:
-        size = _round(model, bits)
-    return TorchStep(model, blocks), size
-
-
-@torch.no_grad()
-def _round(model: Decoder, bits: int) -> int:
-    """Round a model's matrices to 8 or 4 bits in blocks of 32, as the kernels hold them; the bytes they will read."""
-    from gguf import GGMLQuantizationType, quants
-
-    kind = {8: GGMLQuantizationType.Q8_0, 4: GGMLQuantizationType.Q4_1}[bits]
-    size = 0
-    for name, parameter in model.named_parameters():
-        numbers, read = parameter.numpy(), parameter.numel() * parameter.element_size()
-        if parameter.dim() == 2 and parameter.shape[1] % 32 == 0:
-            packed = quants.quantize(numbers, kind)
-            parameter.data = torch.from_numpy(quants.dequantize(packed, kind))
-            read = packed.nbytes
-        if name != "embedding.weight" or model.config.tied_embeddings:
-            size += read
-    return size
+    if bits == 32:
+        return KernelStep(model, blocks, cache=cache, threads=threads), weight_bytes(model)
+    packed = pack_model(model, bits)
+    size = packed.nbytes
+    if not model.config.tied_embeddings:
+        size -= packed.matrices["embedding.weight"].nbytes
+    return KernelStep(packed, blocks, cache=cache, threads=threads), size
 
 
 class OurRoom:
@@ -77,14 +68,19 @@ class OurRoom:
 
 
 class Ours:
-    """A model folder's weights in 32, 8 or 4 bits, and a cache of so many blocks."""
+    """A model folder's weights in 32, 8 or 4 bits, and a cache of so many blocks.
 
-    number_bytes = 4
+    Args:
+        threads: at most; of a model that is done sooner by one thread, the step takes one.
+    """
 
-    def __init__(self, folder: Path, bits: int, blocks: int, threads: int) -> None:
+    def __init__(self, folder: Path, bits: int, blocks: int, threads: int, cache: str = "float32") -> None:
         prepare("cpu", threads)
-        self._step, self.weight_bytes = step_for(folder, bits, blocks)
-        self.vocabulary_size = load_config(folder).vocabulary_size
+        own = None if threads == cores() else threads
+        self._step, self.weight_bytes = step_for(folder, bits, blocks, cache=cache, threads=own)
+        config = load_config(folder)
+        self.vocabulary_size = config.vocabulary_size
+        self.number_bytes = np.dtype(KEPT[cache]).itemsize + (4 / config.head_dim if cache == "int8" else 0)
         self._taken = 0
 
     def rooms(self, texts: int, tokens: int) -> dict[str, OurRoom]:

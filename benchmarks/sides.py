@@ -83,12 +83,12 @@ class Side(Protocol):
 
     Attributes:
         weight_bytes: that a step reads.
-        number_bytes: of a number in the cache.
+        number_bytes: of a number in the cache, its share of a scale included.
     """
 
     vocabulary_size: int
     weight_bytes: int
-    number_bytes: int
+    number_bytes: float
 
     def rooms(self, texts: int, tokens: int) -> Mapping[str, Room]:
         """Room for so many texts of so many tokens, by the ways in which they can be computed."""
@@ -134,13 +134,14 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a model folder: ours; a GGUF file: llama.cpp")
     parser.add_argument("--bits", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=0)
+    parser.add_argument("--cache", default="float32")
     parser.add_argument("--threads", type=int, required=True)
     a = parser.parse_args()
     side: Side
     if a.model.is_dir():
         from our_side import Ours
 
-        side = Ours(a.model, a.bits, a.blocks, a.threads)
+        side = Ours(a.model, a.bits, a.blocks, a.threads, a.cache)
     else:  # without torch, whose OpenMP might take the place of its own
         from peers.llama_cpp_side import LlamaCpp
 

@@ -50,7 +50,7 @@ class LlamaCpp:
         number_bytes: of a number in the cache, 16 bits by llama.cpp's default.
     """
 
-    number_bytes = 2
+    number_bytes: float = 2
 
     def __init__(self, path: Path, threads: int) -> None:
         llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p())
