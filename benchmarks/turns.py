@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Worker:
-    """A script that prints one number of seconds for each line it is sent.
+    """A script that answers each line it is sent with one: most with a number of seconds.
 
     Args:
         script: its path.
@@ -29,16 +29,20 @@ class Worker:
         )
         self.seconds: list[float] = []
 
-    def turn(self, *, counted: bool = True) -> float:
-        """Let it work once; returns its seconds."""
+    def ask(self, line: str) -> str:
+        """Send it a line; returns the line that it answers."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
+        answer = self.process.stdout.readline()
+        if not answer:
             raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
-        seconds = float(line)
+        return answer.removesuffix("\n")
+
+    def turn(self, *, counted: bool = True) -> float:
+        """Let it work once; returns its seconds."""
+        seconds = float(self.ask(""))
         if counted:
             self.seconds.append(seconds)
         return seconds

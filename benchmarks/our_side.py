@@ -1,0 +1,105 @@
+"""Our side of the decoding benchmarks: the engine's steps, with a model folder's weights in 32, 8 or 4 bits.
+
+    side = Ours(Path("runs/mytext/model"), bits=8, blocks=64, threads=2); room = side.rooms(texts=8, tokens=256)["step"]
+    room.read(0, ids); room.write([5, 6, 7, 8, 9, 10, 11, 12], past=len(ids)); room.logits()
+
+What `rooms` gives is a `Room` of sides.py. Here is also what gives both sides the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rhapsode.base.files import new_folder
+from rhapsode.base.machine import prepare
+from rhapsode.base.machine import threads as cores
+from rhapsode.exchange import gguf_model
+from rhapsode.exchange.opened import Opened
+from rhapsode.inference.kernels.step import KEPT, KernelStep
+from rhapsode.inference.speed import weight_bytes
+from rhapsode.inference.step import Reading, Step
+from rhapsode.model.block_cache import BLOCK
+from rhapsode.model.decoder import Decoder
+from rhapsode.model.folder import load_config, load_model, save_model
+from rhapsode.model.packed import pack_model
+
+
+def step_for(
+    folder: Path, bits: int, blocks: int, *, cache: str = "float32", threads: int | None = None
+) -> tuple[Step, int]:
+    """What computes steps with a model folder's weights in so many bits, and how many bytes of weights each step reads.
+
+    Args:
+        bits: 32, 8 or 4.
+        blocks: of the cache.
+        cache: what keys and values are kept in, one of `KEPT`.
+        threads: None for as many as are best.
+    """
+    model = load_model(folder)
+    assert isinstance(model, Decoder), "only decoders write"
+    if bits == 32:
+        return KernelStep(model, blocks, cache=cache, threads=threads), weight_bytes(model)
+    packed = pack_model(model, bits)
+    size = packed.nbytes
+    if not model.config.tied_embeddings:
+        size -= packed.matrices["embedding.weight"].nbytes
+    return KernelStep(packed, blocks, cache=cache, threads=threads), size
+
+
+class OurRoom:
+    """The blocks of some texts in the cache of a step."""
+
+    def __init__(self, step: Step, homes: Sequence[Sequence[int]]) -> None:
+        self._step, self._homes = step, homes
+        self._logits: list[npt.NDArray[np.float32]] = []
+
+    def read(self, text: int, ids: Sequence[int], wanted: int = 1) -> None:
+        self._logits = self._step([Reading(ids, self._homes[text], 0, wanted)])
+
+    def write(self, ids: Sequence[int], past: int) -> None:
+        self._logits = self._step([Reading([id], home, past, 1) for id, home in zip(ids, self._homes, strict=True)])
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        return np.concatenate(self._logits)
+
+
+class Ours:
+    """A model folder's weights in 32, 8 or 4 bits, and a cache of so many blocks.
+
+    Args:
+        threads: at most; of a model that is done sooner by one thread, the step takes one.
+    """
+
+    def __init__(self, folder: Path, bits: int, blocks: int, threads: int, cache: str = "float32") -> None:
+        prepare("cpu", threads)
+        own = None if threads == cores() else threads
+        self._step, self.weight_bytes = step_for(folder, bits, blocks, cache=cache, threads=own)
+        config = load_config(folder)
+        self.vocabulary_size = config.vocabulary_size
+        self.number_bytes = np.dtype(KEPT[cache]).itemsize + (4 / config.head_dim if cache == "int8" else 0)
+        self._taken = 0
+
+    def rooms(self, texts: int, tokens: int) -> dict[str, OurRoom]:
+        each = -(-tokens // BLOCK)
+        homes = [range(first, first + each) for first in range(self._taken, self._taken + texts * each, each)]
+        self._taken += texts * each
+        return {"step": OurRoom(self._step, homes)}
+
+
+def write_folder(folder: Path, opened: Opened) -> None:
+    """A model as a folder, wholly or not at all."""
+    with new_folder(folder) as temporary:
+        save_model(temporary, opened.model, opened.tokenizer, {})
+
+
+def exported(opened: Opened, folder: Path, quantization: str) -> Path:
+    """A model as a GGUF file in a folder, by our own export, unless it is there."""
+    path = folder / f"{quantization}.gguf"
+    if not path.exists():
+        prepared = gguf_model.prepare(opened.model.config, opened.tokenizer, opened.end_ids)
+        gguf_model.write_model(path, opened.model, prepared, quantization)
+    return path
