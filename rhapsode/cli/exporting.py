@@ -18,7 +18,7 @@ def export(
     *,
     out: Path,
     format: Literal["hugging-face", "gguf"] = "hugging-face",
-    quantization: Annotated[str, Parameter(name="--type")] = "f32",
+    quantization: Annotated[str | None, Parameter(name="--type")] = None,
     family: str | None = None,
     force: bool = False,
 ) -> None:
@@ -40,7 +40,8 @@ def export(
     format: str
         hugging-face, a folder; or gguf, a file for llama.cpp, Ollama and others.
     quantization: str
-        How GGUF stores numbers: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.
+        How GGUF stores numbers: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0; f32 unless given, and of a quantised
+        model the type that has the very same numbers.
     family: str
         Write it as one of this family, which must compute the same.
     force: bool

@@ -21,6 +21,7 @@ from rhapsode.base.errors import InputError, RhapsodeError, nearest
 from rhapsode.base.files import new_file, new_folder, remove
 from rhapsode.base.progress import Progress
 from rhapsode.exchange import gguf_file, gguf_model
+from rhapsode.exchange.gguf_packed import TYPES
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.opening import open_model
 from rhapsode.exchange.parity import (
@@ -39,6 +40,7 @@ from rhapsode.model.config import ModelConfig
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.fields import Fields
 from rhapsode.model.folder import config_values, save_model
+from rhapsode.model.packed import PackedModel
 
 Format = Literal["hugging-face", "gguf"]
 
@@ -98,7 +100,7 @@ def export_model(
     out: Path,
     *,
     format: Format = "hugging-face",
-    quantization: str = "F32",
+    quantization: str | None = None,
     family: str | None = None,
     force: bool = False,
 ) -> Passage:
@@ -107,7 +109,8 @@ def export_model(
     Args:
         model: whatever `open_model` opens.
         out: a folder, or for GGUF a file, which must not be there.
-        quantization: how GGUF stores numbers: a name in `gguf_file.QUANTIZATIONS`. Folders are written in fp32.
+        quantization: how GGUF stores numbers: a name in `gguf_file.QUANTIZATIONS`; None for F32, and for packed
+            weights the type that holds the very same numbers. Folders are written in fp32.
         family: write it as one of another family that computes the same.
         force: replace what is there.
 
@@ -116,21 +119,29 @@ def export_model(
         ParityError: what was written computes something else.
     """
     require_free(out, force)
-    quantization = quantization.upper()
-    if quantization not in gguf_file.QUANTIZATIONS:
+    quantization = quantization and quantization.upper()
+    if quantization and quantization not in gguf_file.QUANTIZATIONS:
         raise InputError(
             f"there is no type {quantization.lower()!r}",
             where="--type",
             todo=nearest(quantization.lower(), map(str.lower, gguf_file.QUANTIZATIONS)),
         )
-    if format == "hugging-face" and quantization != "F32":
+    if format == "hugging-face" and quantization not in (None, "F32"):
         raise InputError("Hugging Face folders are written in f32", where="--type", todo="Add --format gguf.")
     opened = open_model(model)
     if family is not None:
-        opened.model.config = as_family(opened.model.config, family)
+        opened = _as_family(opened, family)
     if format == "hugging-face":
         return _write_folder(opened, out, force)
     return _write_gguf(opened, out, quantization, force)
+
+
+def _as_family(opened: Opened, name: str) -> Opened:
+    config = as_family(opened.config, name)
+    if isinstance(opened.weights, PackedModel):
+        return replace(opened, weights=replace(opened.weights, config=config))
+    opened.weights.config = config
+    return opened
 
 
 def as_family(config: ModelConfig, name: str) -> ModelConfig:
@@ -192,30 +203,36 @@ def _write_folder(opened: Opened, out: Path, force: bool) -> Passage:
     return Passage(out, parity)
 
 
-def _write_gguf(opened: Opened, out: Path, quantization: str, force: bool) -> Passage:
+def _write_gguf(opened: Opened, out: Path, quantization: str | None, force: bool) -> Passage:
     """Write a GGUF file and check it."""
-    model = opened.model
-    prepared = gguf_model.prepare(model.config, opened.tokenizer, opened.end_ids, _name_of(opened))
-    tolerance = TOLERANCES[quantization]
+    weights = opened.weights
+    own = TYPES[weights.bits] if isinstance(weights, PackedModel) else "F32"
+    quantization = quantization or own
+    same = quantization == own  # the very same numbers
+    prepared = gguf_model.prepare(opened.config, opened.tokenizer, opened.end_ids, _name_of(opened))
     out.parent.mkdir(parents=True, exist_ok=True)
     with new_file(out, replace=force) as file:
-        written = gguf_model.write_model(file, model, prepared, quantization)
+        if isinstance(weights, PackedModel) and same:
+            written = gguf_model.write_packed(file, weights, prepared)
+        else:
+            written = gguf_model.write_model(file, opened.model, prepared, quantization)
         notices = [*prepared.notices]
         if written.fallbacks:
             shown = ", ".join(written.fallbacks[:3]) + (", ..." if len(written.fallbacks) > 3 else "")
-            notices.append(f"{len(written.fallbacks)} tensors are f16, for their rows are no blocks of 32: {shown}")
+            type = written.types[written.fallbacks[0]].lower()
+            notices.append(f"{len(written.fallbacks)} tensors are {type}, for their rows are no blocks of 32: {shown}")
         context = prepared.context_length
         peers: list[tuple[str, Callable[[], Peer], Tolerance]] = [
-            ("rhapsode", lambda: Ours(open_model(file).model), tolerance)
+            ("rhapsode", lambda: Ours(open_model(file).model), SAME if same else TOLERANCES[quantization])
         ]
         missing = []
         if installed("llama_cpp"):
-            # Which computes activations by tables of 16 bits, and sums in other orders.
-            theirs = Tolerance(max(tolerance.divergence, TOLERANCES["F16"].divergence))
+            # Which computes activations by tables of 16 bits, rounds what it multiplies with, and sums in other orders.
+            theirs = Tolerance(max(TOLERANCES[quantization].divergence, TOLERANCES["F16"].divergence))
             peers.append(("llama.cpp", partial(LlamaCpp, file, context), theirs))
         else:
             missing.append("llama-cpp-python")
-        parity = check(model, opened.tokenizer, peers, context=context, missing=missing)
+        parity = check(opened.model, opened.tokenizer, peers, context=context, missing=missing)
         _require_parity(parity, file, out)
     return Passage(out, parity, tuple(notices))
 

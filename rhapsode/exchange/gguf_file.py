@@ -404,12 +404,14 @@ class Tensor(NamedTuple):
         shape: outermost dimension first.
         values: gives its numbers, of that shape; called once, when they are written.
         exact: whether it stays F32 whatever the rest is.
+        stored: the type in which `values` gives it, as bytes; None where it gives numbers.
     """
 
     name: str
     shape: tuple[int, ...]
-    values: Callable[[], npt.NDArray[np.floating[Any]]]
+    values: Callable[[], npt.NDArray[Any]]
     exact: bool = False
+    stored: str | None = None
 
 
 @dataclass(frozen=True)
@@ -419,7 +421,7 @@ class Written:
     Args:
         size: of the file, in bytes.
         types: how each tensor is stored.
-        fallbacks: the tensors that are F16 because their rows do not divide into blocks.
+        fallbacks: the matrices that are of a larger type because their rows do not divide into blocks.
     """
 
     size: int
@@ -470,7 +472,9 @@ def write_gguf(
     for key in ("general.architecture", "general.alignment"):
         if key in metadata:
             raise InputError("is not for the caller to say", where=key)
-    types = {tensor.name: stored_type(tensor.shape, quantization, exact=tensor.exact) for tensor in tensors}
+    types = {
+        tensor.name: tensor.stored or stored_type(tensor.shape, quantization, exact=tensor.exact) for tensor in tensors
+    }
     added = {"general.file_type": QUANTIZATIONS[quantization], "general.quantization_version": 2}
     with new_file(path, replace=replace) as temporary:
         writer = _writer(temporary, architecture)
@@ -514,7 +518,7 @@ def _writer(path: Path, architecture: str) -> GGUFWriter:
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:
     seen = set()
-    for name, shape, _, _ in tensors:
+    for name, shape, *_ in tensors:
         if name in seen:
             raise InputError("is the name of two tensors", where=repr(name))
         seen.add(name)
@@ -529,6 +533,8 @@ def _quantised(tensor: Tensor, type: str) -> npt.NDArray[Any]:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
     values = tensor.values()
+    if tensor.stored is not None:
+        return np.ascontiguousarray(values, dtype=np.uint8).reshape(-1)
     if values.shape != tensor.shape:
         raise InputError(f"has the shape {values.shape} instead of {tensor.shape}", where=f"tensor {tensor.name!r}")
     if type == "F32":

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,14 @@ from rhapsode.exchange.gguf_architectures import (
     metadata_for,
 )
 from rhapsode.exchange.gguf_file import GgufFile, Value, Written, write_gguf
+from rhapsode.exchange.gguf_packed import TYPES, gguf_blocks, packed_type
 from rhapsode.exchange.gguf_tokenizer import tokenizer_from_gguf, tokenizer_metadata
 from rhapsode.exchange.gguf_vocabulary import ROLES, TURN_END_ID
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.rotary import halves, neighbours
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.model import Model, filled
+from rhapsode.model.packed import PackedModel, unpacked
 from rhapsode.model.weights import Shapes
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -318,7 +321,46 @@ def write_model(path: Path, model: Model, prepared: Prepared, quantization: str)
         tensors = [
             gguf_file.Tensor(held.name, held.shape, partial(numbers, held), held.kind in EXACT) for held in wanted
         ]
-        if prepared.factors is not None:
-            factors = prepared.factors
-            tensors.insert(0, gguf_file.Tensor(ROPE_FACTORS, factors.shape, lambda: factors))
-        return write_gguf(path, prepared.architecture.name, prepared.metadata, tensors, quantization)
+        return _write(path, prepared, tensors, quantization)
+
+
+def write_packed(path: Path, packed: PackedModel, prepared: Prepared) -> Written:
+    """Write packed weights as a GGUF file of the very same numbers, with a bar.
+
+    A matrix whose rows do not divide into GGUF's blocks becomes F32, so that it has the same numbers too.
+
+    Raises:
+        InputError: the file exists.
+    """
+    matrices = dict(packed.matrices)
+    if prepared.architecture.own_head:
+        matrices.setdefault("head.weight", matrices["embedding.weight"])
+    shapes: dict[str, tuple[int, ...]] = {name: (matrix.rows, matrix.columns) for name, matrix in matrices.items()}
+    shapes |= {name: vector.shape for name, vector in packed.vectors.items()}
+    wanted = held_tensors(prepared.architecture, packed.config, shapes)
+    tensors: list[gguf_file.Tensor] = []
+    fallbacks: list[str] = []
+    with Progress("writing", sum(4 * int(np.prod(held.shape)) for held in wanted), "bytes") as progress:
+
+        def values(held: Held, type: str | None) -> npt.NDArray[Any]:
+            progress.advance(4 * int(np.prod(held.shape)))
+            if type is not None:
+                return gguf_blocks([matrices[part] for part in held.parts], held.heads)
+            arrays = {part: unpacked(matrices[part]) for part in held.parts if part in matrices}
+            arrays |= {part: packed.vectors[part] for part in held.parts if part in packed.vectors}
+            return held.pack({part: torch.from_numpy(array) for part, array in arrays.items()})
+
+        for held in wanted:
+            of_matrices = [matrices[part] for part in held.parts if part in matrices]
+            type = packed_type(of_matrices) if of_matrices else None
+            if of_matrices and type is None:
+                fallbacks.append(held.name)
+            tensors.append(gguf_file.Tensor(held.name, held.shape, partial(values, held, type), True, type))
+        return replace(_write(path, prepared, tensors, TYPES[packed.bits]), fallbacks=tuple(fallbacks))
+
+
+def _write(path: Path, prepared: Prepared, tensors: list[gguf_file.Tensor], quantization: str) -> Written:
+    if prepared.factors is not None:
+        factors = prepared.factors
+        tensors = [gguf_file.Tensor(ROPE_FACTORS, factors.shape, lambda: factors), *tensors]
+    return write_gguf(path, prepared.architecture.name, prepared.metadata, tensors, quantization)

@@ -102,6 +102,11 @@ class PackedModel:
     vectors: dict[str, Floats]
 
     @property
+    def bits(self) -> int:
+        """Of the matrix that has the fewest."""
+        return min(matrix.bits for matrix in self.matrices.values())
+
+    @property
     def nbytes(self) -> int:
         """What they take in memory."""
         matrices, vectors = self.matrices.values(), self.vectors.values()

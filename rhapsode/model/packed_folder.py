@@ -102,10 +102,10 @@ def load_packed(folder: Path) -> PackedModel:
             vectors[name] = _mapped(files, name, "F32", shape)
             if not np.isfinite(vectors[name]).all():
                 raise _damaged(files, f"tensor {name!r} has values that are not finite")
-    fewest = min(matrix.bits for matrix in matrices.values())
-    if fewest != bits:
-        raise _damaged(files, f"has weights of {fewest} bits; config.json says {bits}")
-    return PackedModel(config, matrices, vectors)
+    packed = PackedModel(config, matrices, vectors)
+    if packed.bits != bits:
+        raise _damaged(files, f"has weights of {packed.bits} bits; config.json says {bits}")
+    return packed
 
 
 def _shapes(config: ModelConfig) -> Shapes:
@@ -184,10 +184,9 @@ def save_packed(
 ) -> None:
     """Write a whole folder into an existing, empty one; arguments as `save_model`."""
     write_packed(folder / PACKED, packed, quiet=quiet)
-    bits = min(matrix.bits for matrix in packed.matrices.values())
-    quantization = {"quant_method": QUANTIZED, "bits": bits, "group_size": COLUMNS}
+    quantization = {"quant_method": QUANTIZED, "bits": packed.bits, "group_size": COLUMNS}
     values = config_values(packed.config) | {"quantization_config": quantization}
-    card = _card(packed.config, bits, provenance)
+    card = _card(packed.config, packed.bits, provenance)
     save_description(folder, packed.config, values, tokenizer, provenance, card, generation=generation)
 
 
