@@ -27,7 +27,7 @@ from rhapsode.inference.kernels.products import (
     int8_rows,
     int8_rows_by_4,
 )
-from rhapsode.inference.kernels.threads import claim, wait_for_all
+from rhapsode.inference.kernels.threads import claim, next_step, step_is_done, wait_for_all
 from rhapsode.inference.kernels.vectors import (
     broadcast,
     bytes_at,
@@ -54,6 +54,8 @@ GAIN, NORM_BIAS, NORM_WIDTH, NORM_SIZE = range(4)
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, QUERY_NORM, KEY_NORM, BEFORE_ATTENTION, AFTER_ATTENTION = range(11)
 BEFORE_FEED_FORWARD, AFTER_FEED_FORWARD, WINDOW, ANGLES, PAIRS, LAYER_SIZE = range(11, 17)
 """Of each layer: numbers of matrices and norms, what it sees, and where its angles begin."""
+TOKENS, WANTED, LOGITS, STEP_SIZE = range(4)
+"""Of a step: how many tokens it has, of how many the logits are wanted, and the address where they shall be."""
 
 PARTS_OF_LAYER = 7
 """Parts that are shared out piece by piece."""
@@ -323,12 +325,13 @@ def add(x, at, y, of, width):  # type: ignore[no-untyped-def]
 
 @compiled
 def run(  # type: ignore[no-untyped-def]
-    thread, threads, shared, shape, numbers, layers, matrices, norms, angles,
-    ids, positions, texts, blocks, wanted, cache, floats, small, own, logits,
+    thread, threads, shared, shape, numbers, layers, matrices, norms, angles, step, ids, positions, texts, blocks, wanted,
+    cache, floats, small, own,
 ):  # fmt: skip
     """One thread's share of a step.
 
     Args:
+        step: what it is, as `TOKENS` and the following tell.
         ids: (tokens,); and where each stands in its text, `positions`, and which text that is, `texts`.
         blocks: (texts, blocks), where the blocks of each text lie in the cache.
         wanted: tokens whose logits are wanted.
@@ -336,12 +339,11 @@ def run(  # type: ignore[no-untyped-def]
         floats: the vectors between the matrices, (tokens, padded width) each.
         small: what of them is in 8 bits.
         own: for each thread, scores, and room for a head in floats and in halves.
-        logits: (wanted, padded vocabulary), to be filled.
     """
     x, y, held, normed, q, k, v, mixed, gate, up = floats
     signed, words, factors, offsets, sums = small
     scores, spare, halves = own[0][thread], own[1][thread], own[2][thread]
-    tokens, centred, epsilon = len(ids), shape[CENTRED] == 1, numbers[EPSILON]
+    tokens, centred, epsilon = step[TOKENS], shape[CENTRED] == 1, numbers[EPSILON]
     width, inside = padded(shape[HIDDEN], BLOCK), padded(shape[INTERMEDIATE], BLOCK)
     query = padded(shape[HEADS] * shape[HEAD_DIM], BLOCK)
     key = padded(shape[KV_HEADS] * shape[HEAD_DIM], BLOCK)
@@ -456,16 +458,16 @@ def run(  # type: ignore[no-untyped-def]
                 add(x, at, normed, at, width)
             else:
                 add(x, at, y, m * width, width)
-    if len(wanted) == 0:
-        return
     if not alone:
         wait_for_all(shared, threads)
+    if step[WANTED] == 0:
+        return
     # The last norm and the head, of the wanted tokens alone.
-    single = len(wanted) == 1
+    single = step[WANTED] == 1
     first = thread if single else 0
     begin, apart = (0, 1) if single else (thread, threads)
     head = matrices[shape[HEAD]]
-    for m in range(begin, len(wanted), apart):
+    for m in range(begin, step[WANTED], apart):
         source, at = (thread if alone else wanted[m]) * width, (first + m) * width
         ready(x, source, width, shape[FINAL_NORM], norms, centred, epsilon, normed, at)
         if head[BITS] < 32:
@@ -473,4 +475,20 @@ def run(  # type: ignore[no-untyped-def]
     if not single:
         wait_for_all(shared, threads)
     vocabulary = padded(head[ROWS], GROUP)
-    product(shared, part, threads, head, normed, small, first, len(wanted), logits, vocabulary)
+    logits = floats_at(step[LOGITS], step[WANTED] * vocabulary)
+    product(shared, part, threads, head, normed, small, first, step[WANTED], logits, vocabulary)
+    wait_for_all(shared, threads)
+
+
+@compiled
+def serve(  # type: ignore[no-untyped-def]
+    thread, threads, shared, shape, numbers, layers, matrices, norms, angles, step, ids, positions, texts, blocks, wanted,
+    cache, floats, small, own,
+):  # fmt: skip
+    """A thread's shares of one step after the other; the arguments are those of `run`."""
+    while next_step(shared, thread):
+        run(
+            thread, threads, shared, shape, numbers, layers, matrices, norms, angles, step, ids, positions, texts, blocks,
+            wanted, cache, floats, small, own,
+        )  # fmt: skip
+        step_is_done(shared, thread)

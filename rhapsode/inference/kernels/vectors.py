@@ -424,3 +424,13 @@ def pause(_):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(), build
+
+
+@intrinsic
+def cycles(_):  # type: ignore[no-untyped-def]
+    """The processor's clock."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.readcyclecounter", I64, [])
+
+    return types.int64(), build
