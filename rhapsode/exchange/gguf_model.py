@@ -38,8 +38,7 @@ from rhapsode.exchange.gguf_vocabulary import ROLES, TURN_END_ID
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.rotary import halves, neighbours
 from rhapsode.model.config import ModelConfig
-from rhapsode.model.folder import filled
-from rhapsode.model.model import Model
+from rhapsode.model.model import Model, filled
 from rhapsode.model.weights import Shapes
 from rhapsode.tokenizer.tokenizer import Tokenizer
 

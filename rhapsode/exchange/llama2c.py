@@ -133,7 +133,7 @@ def open_checkpoint(path: Path, device: torch.device | str = "cpu", tokenizer: P
         MismatchError: the tokenizer has not as many tokens as the model.
     """
     from rhapsode.exchange.opened import Opened
-    from rhapsode.model.folder import filled
+    from rhapsode.model.model import filled
 
     header = read_header(path)
     found = _tokenizer_of(path, header.vocabulary_size, tokenizer)

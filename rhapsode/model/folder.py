@@ -7,23 +7,23 @@ chat_template.jinja  README.md  rhapsode.json
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import read_json, write_atomically, write_json
 from rhapsode.base.progress import Progress, note
 from rhapsode.model.config import Kind, ModelConfig
-from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.families.family import Family
 from rhapsode.model.fields import Fields
-from rhapsode.model.model import Model, new_model
+from rhapsode.model.model import Model, filled
+from rhapsode.model.packed import BITS, COLUMNS
 from rhapsode.model.tensor_files import TensorFiles, Written, write_tensors
 from rhapsode.model.weights import Shapes, Stored, stored_tensors
 
@@ -33,11 +33,20 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+QUANTIZED = "rhapsode"
+"""What `quantization_config` calls the weights of `packed_folder`."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """The shape described by a model folder's `config.json`. What it says that is not followed is told.
+    """The shape described by a model folder's `config.json`; errors as `read_config`."""
+    return read_config(folder)[0]
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, int | None]:
+    """The shape described by a model folder's `config.json`, and the bits of weights that `packed_folder` wrote.
+
+    What it says that is not followed is told.
 
     Raises:
         InputError: no model folder, an unknown architecture, or a setting that is out of range or not supported.
@@ -50,12 +59,7 @@ def load_config(folder: Path) -> ModelConfig:
         raise DamagedError("must hold a JSON object", where=str(path))
     fields = Fields(values, str(path))
     family, has_head = _family(fields)
-    if "quantization_config" in fields:
-        raise InputError(
-            "the weights are quantised in a way that is not read",
-            where=f"{path}, field 'quantization_config'",
-            todo="Name a folder with weights that are not quantised, or a GGUF file of the model.",
-        )
+    bits = _quantization(fields)
     chosen = family.read(fields)
     if not has_head:
         chosen |= {"has_head": False}
@@ -64,7 +68,28 @@ def load_config(folder: Path) -> ModelConfig:
         note(f"{path}: {', '.join(code)} would run code or choose an implementation; it is not followed.")
     if left := fields.unasked():
         note(f"{path}: nothing is known of {_some(left)}; what it asks for is not done.")
-    return config
+    return config, bits
+
+
+def _quantization(fields: Fields) -> int | None:
+    """The bits of quantised weights, None where they are not."""
+    inside = fields.object("quantization_config")
+    if inside is None:
+        return None
+    if inside.any("quant_method") != QUANTIZED:
+        raise InputError(
+            "the weights are quantised in a way that is not read",
+            where=f"{fields.where}, field 'quantization_config'",
+            todo="Name a folder with weights that are not quantised, or a GGUF file of the model.",
+        )
+    bits, size = inside.integer("bits"), inside.integer("group_size")
+    if bits not in BITS:
+        raise inside.wrong("bits", f"must be {' or '.join(map(str, BITS))}", bits)
+    if size != COLUMNS:
+        raise inside.wrong("group_size", f"must be {COLUMNS}", size)
+    if left := inside.unasked():
+        raise InputError(f"nothing is known of {_some(left)}", where=inside.where)
+    return bits
 
 
 def _family(fields: Fields) -> tuple[Family, bool]:
@@ -185,34 +210,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         InputError: as `load_config`; or a file or tensor is missing, or of a type that cannot be read.
         DamagedError: a file is not what it should be, or a tensor has another shape than the configuration says.
     """
-    config = load_config(folder)
+    config, bits = read_config(folder)
+    if bits is not None:
+        raise InputError("its weights are quantised", where=str(folder), todo="Open it with rhapsode.load.")
     files = _open_weights(folder, config)
     return filled(config, lambda shapes: _weights(files, config, shapes), device)
-
-
-def filled(
-    config: ModelConfig, weights: Callable[[Shapes], Iterator[tuple[str, Tensor]]], device: torch.device | str = "cpu"
-) -> Model:
-    """A model of this shape that takes weights over, without a copy where they are on the device already.
-
-    Args:
-        weights: gives the value of each parameter of these shapes, by name, in fp32.
-    """
-    with torch.device("meta"):
-        model = new_model(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, tensor in weights(shapes):
-        module, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(module)
-        learned = owner.get_parameter(leaf).requires_grad
-        setattr(owner, leaf, nn.Parameter(tensor.to(device), requires_grad=learned))
-    # Setting a parameter undoes the sharing of it.
-    if isinstance(model, EncoderDecoder) and config.shared_embeddings:
-        model.decoder_embedding = model.embedding
-    if config.has_head and config.tied_embeddings:
-        last = model.decoder_embedding if isinstance(model, EncoderDecoder) else model.embedding
-        model.head.weight = last.weight
-    return model.eval()
 
 
 def save_weights(folder: Path, model: Model, *, quiet: bool = True) -> None:
@@ -260,18 +262,37 @@ def save_model(
         generation: the `generation_config.json`, where a model of others came with one.
         quiet: show no bar.
     """
+    save_weights(folder, model, quiet=quiet)
+    values, card = config_values(model.config), _card(model.config, provenance)
+    save_description(folder, model.config, values, tokenizer, provenance, card, generation=generation)
+
+
+def save_description(
+    folder: Path,
+    config: ModelConfig,
+    values: dict[str, Any],
+    tokenizer: Tokenizer,
+    provenance: dict[str, Any],
+    card: str,
+    *,
+    generation: dict[str, Any] | None = None,
+) -> None:
+    """Write what stands beside the weights; arguments as `save_model`.
+
+    Args:
+        values: the `config.json`, without token ids.
+        card: the `README.md`.
+    """
     front, _ = tokenizer.frame
     start = front[0] if len(front) == 1 else None
     ids = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.padding_id, "bos_token_id": start}
-    values = config_values(model.config)
     write_json(folder / "config.json", ids | values | {key: ids[key] for key in ids if values.get(key) is None})
     write_json(
-        folder / "generation_config.json", ids | (_generation(model.config, ids) if generation is None else generation)
+        folder / "generation_config.json", ids | (_generation(config, ids) if generation is None else generation)
     )
-    save_weights(folder, model, quiet=quiet)
     tokenizer.save(folder)
     write_json(folder / "rhapsode.json", provenance)
-    write_atomically(folder / "README.md", _card(model.config, provenance))
+    write_atomically(folder / "README.md", card)
 
 
 def _generation(config: ModelConfig, ids: dict[str, int | None]) -> dict[str, Any]:

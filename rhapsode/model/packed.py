@@ -16,11 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from rhapsode.base.errors import InputError
 from rhapsode.base.progress import Progress
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+from rhapsode.model.model import filled
+from rhapsode.model.weights import Shapes
 
 ROWS = 8
 """Of a group: floats of a register."""
@@ -155,6 +159,20 @@ def pack_model(decoder: Decoder, bits: int, progress: Progress | None = None) ->
         if progress is not None:
             progress.advance(values.size)
     return PackedModel(decoder.config, matrices, vectors)
+
+
+def unpacked_model(packed: PackedModel, device: torch.device | str = "cpu") -> Decoder:
+    """The decoder that packed weights stand for, in fp32."""
+
+    def weights(_: Shapes) -> Iterator[tuple[str, Tensor]]:
+        for name, matrix in packed.matrices.items():
+            yield name, torch.from_numpy(unpacked(matrix))
+        for name, vector in packed.vectors.items():
+            yield name, torch.from_numpy(vector.copy())
+
+    model = filled(packed.config, weights, device)
+    assert isinstance(model, Decoder)
+    return model
 
 
 def pack(matrix: Floats, bits: int, *, where: str = "matrix") -> PackedMatrix:

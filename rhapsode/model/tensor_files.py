@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from rhapsode.base.progress import Progress
 LARGEST_HEADER = 32 * 2**20  # bytes; that of a file with 100,000 tensors has 15 MB
 CONVERTED_AT_ONCE = 64 * 2**20  # bytes of a file that may stay mapped after they were converted
 LONGEST_REASON = 200  # characters of what the library says
-ALIGNMENT = 8  # of the header's size, as the library writes it
+ALIGNMENT = 8  # of the first tensor, as the library writes it
 
 READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that are numbers by themselves. Eight bits and fewer need scales beside them."""
@@ -75,19 +75,38 @@ class TensorFiles:
         with _damage(path):
             return tuple(self._handles[path].get_slice(name).get_shape())
 
+    def kind(self, name: str) -> str:
+        """How the numbers of a tensor are stored, such as "F16"."""
+        path = self._path_of[name]
+        with _damage(path):
+            return str(self._handles[path].get_slice(name).get_dtype())
+
+    def metadata(self) -> dict[str, str]:
+        """What the files say of themselves."""
+        said: dict[str, str] = {}
+        for path, handle in self._handles.items():
+            with _damage(path):
+                said |= handle.metadata() or {}
+        return said
+
+    def mapped(self, name: str) -> Tensor:
+        """A tensor as it lies in its file, mapped into memory; what is written to it stays in memory."""
+        path = self._path_of[name]
+        with _damage(path):
+            mapped: Tensor = self._handles[path].get_tensor(name)
+        return mapped
+
     def tensor(self, name: str, *, as_it_is: bool) -> Tensor:
         """The numbers of a tensor, in fp32.
 
         Args:
-            as_it_is: it is used in the layout of the file: where it is fp32 there, it is the file, mapped into memory
-                (what is written to it stays in memory). Otherwise it is read, and the file is let go of.
+            as_it_is: it is used in the layout of the file: where it is fp32 there, it is `mapped`. Otherwise it is
+                read, and the file is let go of.
 
         Raises:
             InputError: it is of a type that needs more than itself to be understood.
         """
-        path = self._path_of[name]
-        with _damage(path):
-            kind = self._handles[path].get_slice(name).get_dtype()
+        path, kind = self._path_of[name], self.kind(name)
         if kind not in READABLE:
             raise InputError(
                 f"tensor {shown(name)} is of the type {kind}; {', '.join(READABLE)} can be read",
@@ -95,9 +114,7 @@ class TensorFiles:
                 todo="Name a folder with weights that are not quantised, or a GGUF file of the model.",
             )
         if as_it_is and kind == "F32":
-            with _damage(path):
-                mapped: Tensor = self._handles[path].get_tensor(name)
-            return mapped
+            return self.mapped(name)
         with _damage(path):
             if self._passing is None or self._passing[0] != path or self._converted > CONVERTED_AT_ONCE:
                 self._passing, self._converted = (path, safe_open(str(path), framework="pt")), 0
@@ -135,6 +152,25 @@ def _damaged(path: Path, why: str) -> DamagedError:
     return DamagedError(f"is damaged ({why})", where=str(path), todo="Copy or download it again.")
 
 
+def encoded_header(
+    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: dict[str, str], alignment: int = ALIGNMENT
+) -> bytes:
+    """What stands in a file before the tensors.
+
+    Args:
+        tensors: name, type, shape and bytes of each, in the order in which they follow.
+        alignment: of the first one, in bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, kind, shape, size in tensors:
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text
+
+
 class Written(NamedTuple):
     """A tensor to be written, in fp32.
 
@@ -162,19 +198,9 @@ def write_tensors(path: Path, tensors: Sequence[Written], progress: Progress) ->
         OSError: it could not be written.
     """
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in ordered:
-        header[tensor.name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + tensor.size],
-        }
-        end += tensor.size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        described = ((tensor.name, "F32", tensor.shape, tensor.size) for tensor in ordered)
+        file.write(encoded_header(described, {"format": "pt"}))
         for tensor in ordered:
             values = tensor.make().detach().to(device="cpu", dtype=torch.float32).contiguous()
             assert tuple(values.shape) == tensor.shape

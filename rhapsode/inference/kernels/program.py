@@ -354,6 +354,8 @@ def run(  # type: ignore[no-untyped-def]
         embed(matrices[shape[EMBEDDING]], ids[m], x, at, spare)
         for i in range(shape[HIDDEN]):
             x[at + i] *= numbers[EMBEDDING_SCALE]
+        for i in range(shape[HIDDEN], width):
+            x[at + i] = np.float32(0)
         if shape[POSITION_ROWS] != 0:
             rows = floats_at(shape[POSITION_ROWS], shape[POSITION_COUNT] * shape[HIDDEN])
             for i in range(shape[HIDDEN]):

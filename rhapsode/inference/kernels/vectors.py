@@ -366,7 +366,7 @@ _over = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fdiv(
 
 def _written_as(sign: Any, operation: Any) -> None:
     @overload(sign)  # type: ignore[untyped-decorator]
-    def _(a: Any, b: Any) -> Any:
+    def _(a, b):  # type: ignore[no-untyped-def]  # Numba compares signatures
         if a == FLOATS and b == FLOATS:
             return lambda a, b: operation(a, b)
         return None
