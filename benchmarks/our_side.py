@@ -42,12 +42,12 @@ def step_for(
     model = load_model(folder)
     assert isinstance(model, Decoder), "only decoders write"
     if bits == 32:
-        return KernelStep(model, blocks, cache=cache, threads=threads), weight_bytes(model)
+        return KernelStep(model, blocks, cache_type=cache, threads=threads), weight_bytes(model)
     packed = pack_model(model, bits)
     size = packed.nbytes
     if not model.config.tied_embeddings:
         size -= packed.matrices["embedding.weight"].nbytes
-    return KernelStep(packed, blocks, cache=cache, threads=threads), size
+    return KernelStep(packed, blocks, cache_type=cache, threads=threads), size
 
 
 class OurRoom:

@@ -19,14 +19,14 @@ from rhapsode.inference.kernels.elementwise import WORDS_TOO
 from rhapsode.inference.kernels.layout import lay_out
 from rhapsode.inference.kernels.products import BLOCK, GROUP
 from rhapsode.inference.kernels.threads import LEAVE, in_common, is_awake, team
-from rhapsode.inference.step import Reading
+from rhapsode.inference.step import CacheType, Reading
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.packed import PackedModel
 
 AT_ONCE = 256
 """Tokens that go through the layers side by side."""
 
-KEPT = {"float32": np.float32, "float16": np.uint16, "int8": np.int8}
+KEPT: dict[CacheType, type] = {"float32": np.float32, "float16": np.uint16, "int8": np.int8}
 """What a cache may keep numbers in, and how numpy has it (halves by their bits)."""
 
 FIRST_REACH = 512
@@ -46,12 +46,12 @@ class KernelStep:
     Args:
         source: the model, on the CPU; it must not be changed as long as this is used.
         blocks: of the cache.
-        cache: what the cache keeps keys and values in, one of `KEPT`.
+        cache_type: what the cache keeps keys and values in.
         threads: at most; None for all physical cores.
     """
 
     def __init__(
-        self, source: Decoder | PackedModel, blocks: int, *, cache: str = "float32", threads: int | None = None
+        self, source: Decoder | PackedModel, blocks: int, *, cache_type: CacheType = "float32", threads: int | None = None
     ) -> None:
         self.blocks = blocks
         self._source = source  # keeps the memory that the tables point to
@@ -62,11 +62,11 @@ class KernelStep:
             self.threads = 1
         width = _padded(config.head_dim, GROUP)
         places = config.layers * blocks * config.kv_heads * POSITIONS
-        factors = places if cache == "int8" else 0
+        factors = places if cache_type == "int8" else 0
         # Zeros, not whatever is there: what is not a number would stay one when it is multiplied by zero.
         self._cache = (
-            np.zeros(places * width, KEPT[cache]),
-            np.zeros(places * width, KEPT[cache]),
+            np.zeros(places * width, KEPT[cache_type]),
+            np.zeros(places * width, KEPT[cache_type]),
             np.zeros(factors, np.float32),
             np.zeros(factors, np.float32),
         )
