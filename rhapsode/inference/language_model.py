@@ -24,10 +24,10 @@ from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
+from rhapsode.inference.kernels.choice import check_cache_type, kernel_step, refused
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
 from rhapsode.inference.speculation import DraftModel, PromptLookup, Speculation
-from rhapsode.inference.kernels.choice import check_cache_type, kernel_step, refused
 from rhapsode.inference.step import NUMBER_BYTES, CacheType, Step, TorchStep, room_for_blocks
 from rhapsode.inference.text import FinishReason, Piece, check_prompt
 from rhapsode.inference.translation import Translation, folder_search, translate

@@ -1,6 +1,6 @@
 """Who computes a model's steps: the kernels where they can, torch everywhere else.
 
-    step = fastest_step(source, blocks); why_not = refused(source)
+step = fastest_step(source, blocks); why_not = refused(source)
 """
 
 from __future__ import annotations

@@ -51,7 +51,12 @@ class KernelStep:
     """
 
     def __init__(
-        self, source: Decoder | PackedModel, blocks: int, *, cache_type: CacheType = "float32", threads: int | None = None
+        self,
+        source: Decoder | PackedModel,
+        blocks: int,
+        *,
+        cache_type: CacheType = "float32",
+        threads: int | None = None,
     ) -> None:
         self.blocks = blocks
         self._source = source  # keeps the memory that the tables point to
@@ -64,7 +69,7 @@ class KernelStep:
         places = config.layers * blocks * config.kv_heads * POSITIONS
         factors = places if cache_type == "int8" else 0
         # Zeros, not whatever is there: what is not a number would stay one when it is multiplied by zero.
-        self._cache = (
+        self._cache: tuple[np.ndarray, ...] = (
             np.zeros(places * width, KEPT[cache_type]),
             np.zeros(places * width, KEPT[cache_type]),
             np.zeros(factors, np.float32),
@@ -109,11 +114,9 @@ class KernelStep:
         while any(is_awake(self.common, number) for number in range(1, self.threads)):
             time.sleep(0)
         self.common[LEAVE] = 0
-        self._arguments = (
-            self.threads, self.common, laid.shape, laid.numbers, laid.layers, laid.matrices, laid.norms, laid.angles,
-            self._step, self._ids, self._positions, self._of_text, self._blocks, self._wanted,
-            self._cache, floats, small, own,
-        )  # fmt: skip
+        model = (laid.shape, laid.numbers, laid.layers, laid.matrices, laid.norms, laid.angles)
+        batch = (self._ids, self._positions, self._of_text, self._blocks, self._wanted)
+        self._arguments = (self.threads, self.common, model, self._step, batch, self._cache, floats, small, own)
 
     def __call__(self, readings: Sequence[Reading]) -> list[np.ndarray]:
         vocabulary = self._config.vocabulary_size

@@ -41,13 +41,13 @@ def in_common(parts: int) -> np.ndarray:
 
 
 @compiled
-def claim(common, part):  # type: ignore[no-untyped-def]
+def claim(common, part):
     """The next piece of a part of the step that nobody has yet."""
     return atomic_add(common, CLAIMS + APART * part, 1)
 
 
 @compiled
-def wait_for_all(common, threads):  # type: ignore[no-untyped-def]
+def wait_for_all(common, threads):
     """Go on when every thread has come here, or one has failed."""
     if threads == 1:
         return
@@ -66,14 +66,14 @@ def wait_for_all(common, threads):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def begin_step(common):  # type: ignore[no-untyped-def]
+def begin_step(common):
     """Let the threads that look out begin a step."""
     common[CLAIMS:] = 0
     atomic_add(common, STEPS, 1)
 
 
 @compiled
-def next_step(common, thread):  # type: ignore[no-untyped-def]
+def next_step(common, thread):
     """Wait for a step that this thread has not done; False if none comes, and it shall sleep."""
     done, since = common[FIRST_DONE + APART * thread], cycles()
     looks = 0
@@ -93,13 +93,13 @@ def next_step(common, thread):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def is_awake(common, thread):  # type: ignore[no-untyped-def]
+def is_awake(common, thread):
     """Whether a thread looks out for steps."""
     return atomic_load(common, FIRST_AWAKE + APART * thread) != 0
 
 
 @compiled
-def step_is_done(common, thread):  # type: ignore[no-untyped-def]
+def step_is_done(common, thread):
     """Note that a thread has done one more step."""
     atomic_store(common, FIRST_DONE + APART * thread, common[FIRST_DONE + APART * thread] + 1)
 
