@@ -138,7 +138,7 @@ def seats_for(opened: Opened, name: str, a: argparse.Namespace, folder: Path, bl
 
     seats = []
     for n in bits:
-        words = ("--blocks", str(blocks), "--cache", a.cache)
+        words = ("--blocks", str(blocks), "--cache-type", a.cache_type)
         seats.append(Seat(f"rhapsode, {n} bits", n, COUNTERPART[n], worker(places[n], a.threads, *words)))
     for type, path in paths.items():
         for n in counts:
@@ -282,7 +282,9 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128, help="of one text; a fourth of each of several")
     parser.add_argument("--small", type=Path, default=Path("runs/novels/model"), help="a trained model")
     parser.add_argument("--work", type=Path, help="a folder to keep the random weights in, 7 GB")
-    parser.add_argument("--cache", default="float32", choices=KEPT, help="of our keys and values; llama.cpp's: float16")
+    parser.add_argument(
+        "--cache-type", default="float32", choices=KEPT, help="of our keys and values; llama.cpp's: float16"
+    )
     parser.add_argument("--threads", type=int, default=threads())
     a = parser.parse_args()
     for name, path in (("stories260K", STORIES), ("small", a.small)):

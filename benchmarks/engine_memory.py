@@ -134,7 +134,7 @@ def main() -> None:
         found = {task: {peer: in_fresh_process(peer, folder, task, a.new_tokens) for peer in PEERS} for task in TASKS}
     model = new_model(FAMILIES["llama"].config(*SIZES, tied_embeddings=True))
     context = model.config.context_length
-    cache = block_bytes(model) * -(-context // BLOCK)
+    cache = block_bytes(model.config) * -(-context // BLOCK)
     print(f"weights: {size / 1e6:,.0f} MB; cache of a text of {context} tokens: {cache / 1e6:,.0f} MB")
     table = Table(title="MB resident, less what was before loading; of tasks the most")
     for heading in ("", "rhapsode", "of weights", "transformers", "of weights"):

@@ -21,7 +21,7 @@ from rhapsode.exchange import gguf_model
 from rhapsode.exchange.opened import Opened
 from rhapsode.inference.kernels.step import KEPT, KernelStep
 from rhapsode.inference.speed import weight_bytes
-from rhapsode.inference.step import Reading, Step
+from rhapsode.inference.step import CacheType, Reading, Step
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import load_model, read_config, save_model
@@ -29,12 +29,14 @@ from rhapsode.model.packed import PackedModel, pack_model
 from rhapsode.model.packed_folder import is_packed, load_packed, save_packed
 
 
-def step_for(folder: Path, blocks: int, *, cache: str = "float32", threads: int | None = None) -> tuple[Step, int]:
+def step_for(
+    folder: Path, blocks: int, *, cache_type: CacheType = "float32", threads: int | None = None
+) -> tuple[Step, int]:
     """What computes steps with a folder's weights, in fp32 or packed, and how many bytes of weights each step reads.
 
     Args:
         blocks: of the cache.
-        cache: what keys and values are kept in, one of `KEPT`.
+        cache_type: what keys and values are kept in.
         threads: None for as many as are best.
     """
     source: Decoder | PackedModel
@@ -47,7 +49,7 @@ def step_for(folder: Path, blocks: int, *, cache: str = "float32", threads: int 
         model = load_model(folder)
         assert isinstance(model, Decoder), "only decoders write"
         source, size = model, weight_bytes(model)
-    return KernelStep(source, blocks, cache=cache, threads=threads), size
+    return KernelStep(source, blocks, cache_type=cache_type, threads=threads), size
 
 
 class OurRoom:
@@ -74,13 +76,13 @@ class Ours:
         threads: at most; of a model that is done sooner by one thread, the step takes one.
     """
 
-    def __init__(self, folder: Path, blocks: int, threads: int, cache: str = "float32") -> None:
+    def __init__(self, folder: Path, blocks: int, threads: int, cache_type: CacheType = "float32") -> None:
         prepare("cpu", threads)
         own = None if threads == cores() else threads
-        self._step, self.weight_bytes = step_for(folder, blocks, cache=cache, threads=own)
+        self._step, self.weight_bytes = step_for(folder, blocks, cache_type=cache_type, threads=own)
         config, _ = read_config(folder)
         self.vocabulary_size = config.vocabulary_size
-        self.number_bytes = np.dtype(KEPT[cache]).itemsize + (4 / config.head_dim if cache == "int8" else 0)
+        self.number_bytes = np.dtype(KEPT[cache_type]).itemsize + (4 / config.head_dim if cache_type == "int8" else 0)
         self._taken = 0
 
     def rooms(self, texts: int, tokens: int) -> dict[str, OurRoom]:

@@ -133,6 +133,7 @@ def _fetch(name: str, revision: str, home: Path) -> tuple[Fetched, list[str]]:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     from rhapsode.model.folder import INDEX, WEIGHTS, weight_files
+    from rhapsode.model.packed_folder import PACKED
 
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     commit = str(info.sha)
@@ -144,7 +145,7 @@ def _fetch(name: str, revision: str, home: Path) -> tuple[Fetched, list[str]]:
             index = Path(hf_hub_download(name, INDEX, revision=commit))
             wanted += [INDEX, *(path.name for path in weight_files(index.parent))]
         else:
-            wanted.append(WEIGHTS)
+            wanted.append(PACKED if PACKED in sizes else WEIGHTS)
         total = sum(sizes.get(file, 0) for file in wanted)
         _require_room(home, total - _held(home, commit, wanted), name)
         with Progress("fetching", total, "bytes") as progress, _watched(home, commit, wanted, progress):
@@ -155,8 +156,9 @@ def _fetch(name: str, revision: str, home: Path) -> tuple[Fetched, list[str]]:
 def _require_weights(name: str, files: dict[str, int]) -> None:
     """Refuse a repository without weights that can be read, before anything is fetched."""
     from rhapsode.model.folder import INDEX, PICKLED, WEIGHTS, refuse_pickle
+    from rhapsode.model.packed_folder import PACKED
 
-    if WEIGHTS in files or INDEX in files:
+    if not files.keys().isdisjoint((WEIGHTS, INDEX, PACKED)):
         return
     for file in sorted(files):
         if "/" not in file and file.endswith(PICKLED):

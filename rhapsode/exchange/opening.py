@@ -22,6 +22,9 @@ from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.recognise import kind_of
 from rhapsode.model.config import Kind
 from rhapsode.model.folder import load_config, load_model, refuse_pickle, weight_files
+from rhapsode.model.model import Model
+from rhapsode.model.packed import PackedModel
+from rhapsode.model.packed_folder import PACKED, is_packed, load_packed
 from rhapsode.model.tensor_files import TensorFiles
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
@@ -56,7 +59,7 @@ class Outline:
     kind: Kind
     """Decoder, encoder or encoder-decoder."""
     weights: int
-    """Bytes of memory that its weights will take, in fp32."""
+    """Bytes of memory that its weights will take: in fp32, or packed where they are."""
 
 
 def outline(name: Path | str) -> Outline:
@@ -75,6 +78,9 @@ def outline(name: Path | str) -> Outline:
             raise _nothing_at(path)
         path = hub.fetched(path.as_posix()).folder
     folder = model_folder(path)
+    if is_packed(folder):
+        packed = load_packed(folder)
+        return Outline(packed.config.kind, packed.nbytes)
     return Outline(load_config(folder).kind, 4 * TensorFiles(weight_files(folder), str(folder)).numbers)
 
 
@@ -136,12 +142,16 @@ def _open_folder(
             where=tokenizer.where,
             todo=f"Copy the folder again; {record} names its SHA-256.",
         )
-    model = load_model(folder, device)
+    weights: Model | PackedModel
+    if is_packed(folder):
+        weights, files, format = load_packed(folder), [folder / PACKED], "packed"
+    else:
+        weights, files, format = load_model(folder, device), weight_files(folder), "Hugging Face"
     file = folder / "generation_config.json"
     generation = _object(file) if file.is_file() else {}
     ends = _end_ids(generation, file) or _end_ids(_object(folder / "config.json"), folder / "config.json")
-    read = (folder / "config.json", *weight_files(folder), Path(tokenizer.where))
-    return Opened(model, tokenizer, ends, str(folder), read, "Hugging Face", origin, provenance, generation)
+    read = (folder / "config.json", *files, Path(tokenizer.where))
+    return Opened(weights, tokenizer, ends, str(folder), read, format, origin, provenance, generation, device)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _continued(
     context = model.config.context_length
     searches = [Search(text, search, end_ids, context, vocabulary) for text in texts]
     needed = [each.blocks for each in searches]
-    step = TorchStep(model, max(*needed, min(sum(needed), room_for_blocks(model))))
+    step = TorchStep(model, max(*needed, min(sum(needed), room_for_blocks(model.config, model.device))))
     engine = Engine(step, None, context)
     requests = [engine.search(text, search, end_ids, vocabulary_size=vocabulary) for text in texts]
     for request in requests:

@@ -24,10 +24,11 @@ from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
+from rhapsode.inference.kernels.choice import check_cache_type, kernel_step, refused
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
 from rhapsode.inference.speculation import DraftModel, PromptLookup, Speculation
-from rhapsode.inference.step import TorchStep, room_for_blocks
+from rhapsode.inference.step import NUMBER_BYTES, CacheType, Step, TorchStep, room_for_blocks
 from rhapsode.inference.text import FinishReason, Piece, check_prompt
 from rhapsode.inference.translation import Translation, folder_search, translate
 from rhapsode.model.config import ModelConfig
@@ -35,6 +36,7 @@ from rhapsode.model.decoder import Decoder
 from rhapsode.model.encoder import Encoder
 from rhapsode.model.encoder_decoder import EncoderDecoder
 from rhapsode.model.model import Model
+from rhapsode.model.packed import PackedModel, unpacked_model
 from rhapsode.tokenizer.tokenizer import TURN_END, Tokenizer
 
 
@@ -94,13 +96,17 @@ class LanguageModel:
     """A model of any of the three kinds and its tokenizer. What a kind cannot do is refused, with what can.
 
     Args:
-        model: the model; it stays where it is.
+        model: the model; it stays where it is. Of packed weights one in fp32 is made only when it is asked for.
         tokenizer: its tokenizer.
         end_ids: tokens that end a text besides the tokenizer's end of text, and besides the end of a turn where a
             model of Rhapsode is tuned for chat.
         search: how an encoder-decoder searches for texts unless told otherwise.
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
         where: what messages call it.
+        device: where packed weights are unpacked to.
+
+    Attributes:
+        packed: its packed weights, where it has such.
 
     Raises:
         MismatchError: the tokenizer does not fit the model's vocabulary.
@@ -108,13 +114,14 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | PackedModel,
         tokenizer: Tokenizer,
         *,
         end_ids: Sequence[int] = (),
         search: BeamSearch | None = None,
         provenance: dict[str, Any] | None = None,
         where: str = "model",
+        device: torch.device | str = "cpu",
     ) -> None:
         rows, tokens = model.config.vocabulary_size, tokenizer.vocabulary_size
         # Others round the vocabulary of a model up to a size that computes well.
@@ -125,30 +132,54 @@ class LanguageModel:
                 where=where,
                 todo="Use the tokenizer that the model was trained with.",
             )
-        self.model, self.tokenizer, self.provenance, self.where = model, tokenizer, provenance, where
+        self.packed = model if isinstance(model, PackedModel) else None
+        self._model = None if isinstance(model, PackedModel) else model
+        self._device = device
+        self.tokenizer, self.provenance, self.where = tokenizer, provenance, where
         self.usual_search = search or BeamSearch()
         own = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
         if provenance is not None and provenance.get("objective") == "chat" and TURN_END in tokenizer.special_tokens:
             own.append(tokenizer.special_tokens[TURN_END])
         self.end_ids = frozenset((*own, *end_ids))
         self._engine: Engine | None = None
-        self._engine_weights = 0
+        self._engine_changes = 0
         self._speculation: Speculation | None = None
         self.cache_bytes: int | None = None
+        self.cache_type: CacheType = "float32"
+        self.step_by = ""
 
     @property
     def config(self) -> ModelConfig:
         """The model's shape."""
-        return self.model.config
+        return self.model.config if self.packed is None else self.packed.config
 
-    def decoder(self) -> Decoder:
-        """The model as one that continues text.
+    @property
+    def model(self) -> Model:
+        """The model in fp32. Packed weights are unpacked for it once, and take four times their memory and more."""
+        if self._model is None:
+            assert self.packed is not None
+            self._model = unpacked_model(self.packed, self._device)
+        return self._model
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that its weights take now."""
+        of_model = 0 if self._model is None else sum(weight.nbytes for weight in self._model.parameters())
+        return of_model + (0 if self.packed is None else self.packed.nbytes)
+
+    def require_decoder(self) -> None:
+        """Refuse a model of another kind.
 
         Raises:
-            InputError: it is of another kind.
+            InputError: it cannot continue text.
         """
-        if not isinstance(self.model, Decoder):
+        if self.config.kind != "decoder":
             raise self._unsuited("only a decoder continues text")
+
+    def decoder(self) -> Decoder:
+        """The model as one that continues text; errors as `require_decoder`."""
+        self.require_decoder()
+        assert isinstance(self.model, Decoder)
         return self.model
 
     def encoder_decoder(self) -> EncoderDecoder:
@@ -157,8 +188,9 @@ class LanguageModel:
         Raises:
             InputError: it is of another kind.
         """
-        if not isinstance(self.model, EncoderDecoder):
+        if self.config.kind != "encoder-decoder":
             raise self._unsuited("only an encoder-decoder turns one text into another")
+        assert isinstance(self.model, EncoderDecoder)
         return self.model
 
     def encoder(self) -> Encoder:
@@ -167,8 +199,9 @@ class LanguageModel:
         Raises:
             InputError: it is of another kind.
         """
-        if not isinstance(self.model, Encoder):
+        if self.config.kind != "encoder":
             raise self._unsuited("only an encoder fills gaps")
+        assert isinstance(self.model, Encoder)
         return self.model
 
     def _unsuited(self, why: str) -> InputError:
@@ -229,14 +262,31 @@ class LanguageModel:
         Raises:
             InputError: the model is of another kind.
         """
-        model = self.decoder()
-        weights = sum(weight._version for weight in model.parameters())  # grows when one is changed in place
-        if self._engine is None or weights != self._engine_weights:
-            step = TorchStep(model, room_for_blocks(model, self.cache_bytes))
-            context = model.config.context_length
-            self._engine = Engine(step, self.tokenizer, context, speculation=self._speculation)
-            self._engine_weights = weights
+        self.require_decoder()
+        if self._engine is None or self._changes() != self._engine_changes:
+            context = self.config.context_length
+            self._engine = Engine(self._step(), self.tokenizer, context, speculation=self._speculation)
+            self._engine_changes = self._changes()
         return self._engine
+
+    def _step(self) -> Step:
+        """What computes the engine's steps, and who: `step_by` says it from now on."""
+        source = self.packed or self.decoder()
+        why = refused(source, self._device)
+        size = NUMBER_BYTES[self.cache_type]
+        if why is None:
+            self.step_by = "kernels"
+            blocks = room_for_blocks(self.config, torch.device("cpu"), self.cache_bytes, number_bytes=size)
+            return kernel_step(source, blocks, self.cache_type)
+        check_cache_type(self.cache_type, why)
+        self.step_by = f"torch, because {why}"
+        model = self.decoder()
+        size = model.embedding.weight.element_size()
+        return TorchStep(model, room_for_blocks(self.config, model.device, self.cache_bytes, number_bytes=size))
+
+    def _changes(self) -> int:
+        """Grows when a weight is changed in place."""
+        return 0 if self._model is None else sum(weight._version for weight in self._model.parameters())
 
     def speculate(self, by: LanguageModel | Literal["prompt"] | None) -> None:
         """Guess tokens, and read several at once where that is faster; what is written stays the same.
@@ -427,12 +477,13 @@ def load(name: Path | str, device: str = "auto", *, tokenizer: Path | str | None
     given = None if tokenizer is None else Path(tokenizer)
     opened = open_model(name, device_called(device), tokenizer=given)
     # Encoder-decoders come in folders only, which say how they want to be searched.
-    search = folder_search(Path(opened.where)) if isinstance(opened.model, EncoderDecoder) else None
+    search = folder_search(Path(opened.where)) if opened.config.kind == "encoder-decoder" else None
     return LanguageModel(
-        opened.model,
+        opened.weights,
         opened.tokenizer,
         end_ids=opened.end_ids,
         search=search,
         provenance=opened.provenance,
         where=opened.where,
+        device=opened.device,
     )

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from rhapsode.base.machine import memory_bytes
 from rhapsode.model.block_cache import BLOCK, BlockCache, BlockReading, Span
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
+
+CacheType = Literal["float32", "float16", "int8"]
+"""What a cache keeps keys and values in; int8 with a factor for each head of a token."""
+NUMBER_BYTES: dict[CacheType, int] = {"float32": 4, "float16": 2, "int8": 1}
+"""Of a number in a cache."""
 
 CONTEXTS = 32
 """Texts of the greatest length that a cache holds, where memory allows."""
@@ -92,21 +98,24 @@ class TorchStep:
         self._cache.copy(sources, targets)
 
 
-def block_bytes(model: Decoder) -> int:
-    """What one block of a model's cache takes."""
-    sizes, weight = model.config.towers[-1], model.embedding.weight
-    return 2 * sizes.layers * sizes.kv_heads * BLOCK * sizes.head_dim * weight.element_size()
+def block_bytes(config: ModelConfig, number_bytes: int = 4) -> int:
+    """What one block of a model's cache takes, which keeps numbers of so many bytes."""
+    sizes = config.towers[-1]
+    return 2 * sizes.layers * sizes.kv_heads * BLOCK * sizes.head_dim * number_bytes
 
 
-def room_for_blocks(model: Decoder, most: int | None = None) -> int:
+def room_for_blocks(
+    config: ModelConfig, device: torch.device, most: int | None = None, *, number_bytes: int = 4
+) -> int:
     """Blocks for `CONTEXTS` texts, in at most a quarter of the memory that is free; but at least for one text.
 
     Args:
+        device: where the cache is.
         most: bytes, instead of a quarter of what is free.
+        number_bytes: as `block_bytes`.
     """
-    device = model.embedding.weight.device
     if most is None:
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
         most = free // 4
-    of_one = -(-model.config.context_length // BLOCK)
-    return max(of_one, min(CONTEXTS * of_one, most // block_bytes(model)))
+    of_one = -(-config.context_length // BLOCK)
+    return max(of_one, min(CONTEXTS * of_one, most // block_bytes(config, number_bytes)))

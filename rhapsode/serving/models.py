@@ -22,7 +22,6 @@ from rhapsode.inference.chat import is_tuned_for_chat
 from rhapsode.inference.language_model import load
 from rhapsode.inference.step import block_bytes
 from rhapsode.model.config import Kind
-from rhapsode.model.decoder import Decoder
 from rhapsode.serving.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -160,9 +159,9 @@ class Models:
         model.where = served.name
         model.cache_bytes = min(self._memory // 4, self._memory - served.weights)
         cache = 0
-        if isinstance(model.model, Decoder):
-            cache = model.engine().pool.count * block_bytes(model.model)
-        served.needed = served.weights + cache
+        if served.kind == "decoder":
+            cache = model.engine().pool.count * block_bytes(model.config)
+        served.needed = max(served.weights, model.weight_bytes) + cache
         await self._make_room(served, served.needed)
         served.worker, served.taken = Worker(model, longest_queue=self._queue), served.needed
         served.facts = Facts(is_tuned_for_chat(model), model.config.context_length)

@@ -25,7 +25,6 @@ from rhapsode.inference.language_model import LanguageModel
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.text import Piece
 from rhapsode.inference.tools import ToolFormat
-from rhapsode.model.decoder import Decoder
 
 Result = TypeVar("Result")
 
@@ -85,7 +84,7 @@ class Worker:
 
     def __init__(self, model: LanguageModel, *, longest_queue: int) -> None:
         self.model = model
-        self.engine = model.engine() if isinstance(model.model, Decoder) else None
+        self.engine = model.engine() if model.config.kind == "decoder" else None
         if self.engine is not None:
             self.engine.longest_queue = longest_queue
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -157,7 +156,7 @@ class Worker:
         search: BeamSearch | None,
         deadline: float | None,
     ) -> None:
-        self.model.decoder()
+        self.model.require_decoder()
         assert self.engine is not None
         engine, ends, count = self.engine, self.model.end_ids, len(samplings)
         try:

@@ -14,6 +14,8 @@ from rhapsode.base.files import read_json, sha256_of
 from rhapsode.base.settings import read_yaml, validated
 from rhapsode.corpus.corpus import Corpus
 from rhapsode.model.folder import load_model
+from rhapsode.model.packed import PackedModel
+from rhapsode.model.packed_folder import is_packed, load_packed
 from rhapsode.tokenizer.store import TokenStore
 from rhapsode.tokenizer.tokenizer import Tokenizer
 from rhapsode.training.checkpoint import (
@@ -188,9 +190,12 @@ def _source_of(model: Path) -> Path | None:
 
 
 def _check_weights(path: Path) -> None:
-    model, tokenizer = load_model(path), Tokenizer.load(path)
-    if tokenizer.vocabulary_size > model.config.vocabulary_size:
+    tokenizer = Tokenizer.load(path)
+    weights = load_packed(path) if is_packed(path) else load_model(path)
+    if tokenizer.vocabulary_size > weights.config.vocabulary_size:
         raise DamagedError("its tokenizer has more tokens than the model", where=str(path))
-    for name, parameter in model.named_parameters():
+    if isinstance(weights, PackedModel):  # whose values were checked
+        return
+    for name, parameter in weights.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise DamagedError(f"{name} holds values that are no finite numbers", where=str(path))

@@ -17,7 +17,10 @@ from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.exchange.doors import import_model
 from rhapsode.exchange.hub import fetched, is_name
 from rhapsode.exchange.opening import open_model
+from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import save_model
+from rhapsode.model.packed import pack_model
+from rhapsode.model.packed_folder import save_packed
 
 from . import hub_server
 from .hub_server import Hub, Repository
@@ -69,6 +72,18 @@ def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path, capsys: pytest
     expected = random_model(shape_of("llama"))
     for (name, ours), theirs in zip(opened.model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_packed_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    model = random_model(shape_of("llama"))
+    assert isinstance(model, Decoder)
+    save_packed(folder, pack_model(model, 8), byte_pairs(), {"parent": {"source": "runs/mytext"}})
+    hub.put(NAME, {path.name: path.read_bytes() for path in folder.iterdir()} | UNWANTED)
+    opened = open_model(NAME)
+    assert opened.format == "packed"
+    assert "packed.safetensors" in hub.asked and not set(hub.asked) & UNWANTED.keys()
 
 
 def test_a_name_means_the_same_commit_from_then_on(hub: Hub, tmp_path: Path) -> None:

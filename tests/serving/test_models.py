@@ -12,10 +12,13 @@ from starlette.testclient import TestClient
 
 from rhapsode.base.errors import InputError
 from rhapsode.inference.language_model import load
+from rhapsode.inference.step import block_bytes
 from rhapsode.model.config import StackSizes
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.folder import save_model
 from rhapsode.model.model import new_model
+from rhapsode.model.packed import pack_model
+from rhapsode.model.packed_folder import load_packed, save_packed
 from rhapsode.serving.app import Access, application
 from rhapsode.serving.models import Models
 from rhapsode.tokenizer.train import train_tokenizer
@@ -55,6 +58,21 @@ def test_an_encoder_gives_vectors_and_continues_nothing(kinds: dict[str, Path]) 
             answer = client.post(f"/v1/{path}", json={"model": "reader", **more})
             assert answer.status_code == 400 and "this is an encoder; only a decoder continues text" in answer.text
         assert client.post("/v1/completions", json={"model": "writer", "prompt": "a"}).status_code == 200
+
+
+def test_packed_weights_are_served_and_counted(kinds: dict[str, Path], tmp_path: Path) -> None:
+    plain = load(kinds["decoder"], "cpu")
+    save_packed(tmp_path, pack_model(plain.decoder(), 8), plain.tokenizer, {"parent": {"source": "runs/mytext"}})
+    models = Models({"packed": tmp_path}, device="cpu", memory=1 << 30, queue=10)
+    (served,) = models
+    assert served.weights == load_packed(tmp_path).nbytes
+    with TestClient(application(models, Access())) as client:
+        asked = {"model": "packed", "prompt": "some", "max_tokens": 8, "temperature": 0}
+        text = client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+        assert text == load(tmp_path, "cpu").generate("some", temperature=0, max_new_tokens=8).text
+        assert served.worker is not None
+        cache = served.worker.model.engine().pool.count * block_bytes(plain.config)
+        assert served.taken == served.worker.model.weight_bytes + cache
 
 
 def test_what_is_not_served(kinds: dict[str, Path], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(8))
 
 
 @compiled
-def exponential(x):  # type: ignore[no-untyped-def]
+def exponential(x):
     """e^x of 8 numbers: 2^n e^r with |r| <= ln(2) / 2, e^r by its Taylor series to r^7, off by 5e-9 at most."""
     x = smaller_lanes(largest_lanes(x, broadcast(LOWEST)), broadcast(HIGHEST))
     n = rounded(x * broadcast(PER_LN2))
@@ -60,7 +60,7 @@ def exponential(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def error_function(x):  # type: ignore[no-untyped-def]
+def error_function(x):
     """erf of 8 numbers, off by 2e-7 at most (Abramowitz and Stegun, 7.1.26)."""
     one, size = broadcast(np.float32(1)), magnitudes(x)
     t = one / fma(size, broadcast(np.float32(0.3275911)), one)
@@ -74,7 +74,7 @@ def error_function(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def activated(x, activation):  # type: ignore[no-untyped-def]
+def activated(x, activation):
     """The activation of 8 numbers."""
     one, zero = broadcast(np.float32(1)), broadcast(np.float32(0))
     if activation == RELU:
@@ -90,7 +90,7 @@ def activated(x, activation):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def normalise(x, first, size, gain, bias, centred, epsilon, out, to):  # type: ignore[no-untyped-def]
+def normalise(x, first, size, gain, bias, centred, epsilon, out, to):
     """The norm of `size` numbers of x from `first` on, into `out` from `to` on.
 
     Args:
@@ -119,7 +119,7 @@ def normalise(x, first, size, gain, bias, centred, epsilon, out, to):  # type: i
 
 
 @compiled
-def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):  # type: ignore[no-untyped-def]
+def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):
     """A vector in 8 bits: each block of 32 as whole numbers up to 127 and a factor.
 
     Args:
@@ -133,9 +133,7 @@ def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):  #
         at, of = first + BLOCK * block, token * blocks + block
         a, b, c, d = load_floats(x, at), load_floats(x, at + 8), load_floats(x, at + 16), load_floats(x, at + 24)
         largest = largest_of(
-            largest_lanes(
-                largest_lanes(magnitudes(a), magnitudes(b)), largest_lanes(magnitudes(c), magnitudes(d))
-            )
+            largest_lanes(largest_lanes(magnitudes(a), magnitudes(b)), largest_lanes(magnitudes(c), magnitudes(d)))
         )
         inverse = broadcast(np.float32(127) / largest if largest > 0 else np.float32(0))
         a, b, c, d = rounded(a * inverse), rounded(b * inverse), rounded(c * inverse), rounded(d * inverse)
