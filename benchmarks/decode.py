@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +38,8 @@ from rhapsode.base.machine import memory_bandwidth, prepare, processor, threads
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.opening import open_model
 from rhapsode.inference.engine import Engine
-from rhapsode.inference.kernels.step import KEPT
 from rhapsode.inference.sampling import Sampling
+from rhapsode.inference.step import NUMBER_BYTES
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families import FAMILIES
@@ -58,6 +59,7 @@ SHAPES = {
 SMALL = ("stories260K", "small")
 COUNTERPART = {32: "F32", 8: "Q8_0", 4: "Q4_0"}
 """llama.cpp's type of as many bits."""
+REST = 0.02  # seconds, in which the threads of the side before fall asleep
 PROMPT, PREFILL, TEXTS = 128, 512, (8, 32)
 FEWER = 4  # times: tokens of each of several texts
 
@@ -250,6 +252,7 @@ def compare(name: str, a: argparse.Namespace, work: Path, on: torch.device) -> l
             limits.append(memory_bandwidth(on))
             for measure in measures:
                 for seat in seats if number % 2 == 0 else seats[::-1]:
+                    time.sleep(REST)
                     seat.seconds.setdefault(measure, []).append(float(seat.worker.ask(str(measure))))
         for seat in seats:
             seat.worker.close()
@@ -283,7 +286,7 @@ def main() -> None:
     parser.add_argument("--small", type=Path, default=Path("runs/novels/model"), help="a trained model")
     parser.add_argument("--work", type=Path, help="a folder to keep the random weights in, 7 GB")
     parser.add_argument(
-        "--cache-type", default="float32", choices=KEPT, help="of our keys and values; llama.cpp's: float16"
+        "--cache-type", default="float32", choices=NUMBER_BYTES, help="of our keys and values; llama.cpp's: float16"
     )
     parser.add_argument("--threads", type=int, default=threads())
     a = parser.parse_args()

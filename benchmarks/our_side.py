@@ -19,9 +19,9 @@ from rhapsode.base.machine import prepare
 from rhapsode.base.machine import threads as cores
 from rhapsode.exchange import gguf_model
 from rhapsode.exchange.opened import Opened
-from rhapsode.inference.kernels.step import KEPT, KernelStep
+from rhapsode.inference.kernels.step import KernelStep
 from rhapsode.inference.speed import weight_bytes
-from rhapsode.inference.step import CacheType, Reading, Step
+from rhapsode.inference.step import NUMBER_BYTES, CacheType, Reading, Step
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import load_model, read_config, save_model
@@ -82,7 +82,7 @@ class Ours:
         self._step, self.weight_bytes = step_for(folder, blocks, cache_type=cache_type, threads=own)
         config, _ = read_config(folder)
         self.vocabulary_size = config.vocabulary_size
-        self.number_bytes = np.dtype(KEPT[cache_type]).itemsize + (4 / config.head_dim if cache_type == "int8" else 0)
+        self.number_bytes = NUMBER_BYTES[cache_type] + (4 / config.head_dim if cache_type == "int8" else 0)
         self._taken = 0
 
     def rooms(self, texts: int, tokens: int) -> dict[str, OurRoom]:
