@@ -96,7 +96,7 @@ def evaluate(
         raise InputError("there is no TEXT", todo="Name files, folders or globs, or - for standard input.")
     prepare(device)
     language_model = load(model, device)
-    tokens, facts = _tokens(language_model, _documents(texts, reading))
+    tokens, facts = _tokens(language_model, documents(texts, reading))
     context = language_model.config.context_length if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     with Progress("evaluating", max(0, len(tokens) - 1), "tokens") as progress:
@@ -153,7 +153,8 @@ def _do_tasks(
     _show_tasks(results)
 
 
-def _documents(texts: Sequence[str], reading: dict[str, Any]) -> Iterator[str]:
+def documents(texts: Sequence[str], reading: dict[str, Any]) -> Iterator[str]:
+    """What texts on a command line stand for; of a corpus it is the validation part."""
     from rhapsode.corpus.corpus import Corpus
     from rhapsode.corpus.read import read_documents
 

@@ -89,7 +89,7 @@ def import_model(source: Path | str, out: Path, *, tokenizer: Path | None = None
         InputError: as `open_model`; or `out` is there.
         ParityError: what was written computes something else.
     """
-    _require_free(out, force)
+    require_free(out, force)
     return _write_folder(open_model(source, tokenizer=tokenizer), out, force)
 
 
@@ -115,7 +115,7 @@ def export_model(
         InputError: as `open_model`; `out` is there; or the format cannot hold the model or its tokenizer.
         ParityError: what was written computes something else.
     """
-    _require_free(out, force)
+    require_free(out, force)
     quantization = quantization.upper()
     if quantization not in gguf_file.QUANTIZATIONS:
         raise InputError(
@@ -172,7 +172,7 @@ def _write_folder(opened: Opened, out: Path, force: bool) -> Passage:
     model, provenance = opened.model, _provenance(opened)
     context = model.config.context_length
     with new_folder(out, replace=force) as folder:
-        save_model(folder, model, opened.tokenizer, provenance, generation=_generation(opened), quiet=False)
+        save_model(folder, model, opened.tokenizer, provenance, generation=generation_of(opened), quiet=False)
         peers: list[tuple[str, Callable[[], Peer], Tolerance]] = [
             ("rhapsode", lambda: Ours(open_model(folder).model), SAME)
         ]
@@ -220,7 +220,7 @@ def _write_gguf(opened: Opened, out: Path, quantization: str, force: bool) -> Pa
     return Passage(out, parity, tuple(notices))
 
 
-def _require_free(out: Path, force: bool) -> None:
+def require_free(out: Path, force: bool) -> None:
     """Refuse to begin long work whose result has no place."""
     if out.exists() and not force:
         raise InputError("already exists", where=str(out), todo="Choose another name, or pass --force to replace it.")
@@ -242,7 +242,7 @@ def _name_of(opened: Opened) -> str:
     return path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
 
 
-def _generation(opened: Opened) -> dict[str, Any]:
+def generation_of(opened: Opened) -> dict[str, Any]:
     """The generation_config.json of a model that came with one, or with more than one token that ends a text."""
     values = {key: value for key, value in opened.generation.items() if key not in ("auto_map", "_from_model_config")}
     if opened.provenance is not None and values:
@@ -254,15 +254,15 @@ def _generation(opened: Opened) -> dict[str, Any]:
 
 def _provenance(opened: Opened) -> dict[str, Any]:
     """What the new folder says of where it comes from. A model's own record goes on with it."""
-    came_from = {
-        "source": opened.origin or opened.where,
-        "format": opened.format,
-        "sha256": _digests(opened.files),
-    }
     if opened.provenance is not None:
-        return opened.provenance | {"copied_from": came_from}
+        return opened.provenance | {"copied_from": source_of(opened)}
     tokenizer = {"kind": opened.tokenizer.kind, "sha256": opened.tokenizer.digest}
-    return {"made_by": f"rhapsode {rhapsode.__version__}", "parent": came_from, "tokenizer": tokenizer}
+    return {"made_by": f"rhapsode {rhapsode.__version__}", "parent": source_of(opened), "tokenizer": tokenizer}
+
+
+def source_of(opened: Opened) -> dict[str, Any]:
+    """What a record says of the model that another was made from; its files are digested for it."""
+    return {"source": opened.origin or opened.where, "format": opened.format, "sha256": _digests(opened.files)}
 
 
 def _digests(files: tuple[Path, ...]) -> dict[str, str]:
