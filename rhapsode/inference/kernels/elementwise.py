@@ -46,7 +46,7 @@ FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(8))
 @compiled
 def exponential(x):
     """e^x of 8 numbers: 2^n e^r with |r| <= ln(2) / 2, e^r by its Taylor series to r^7, off by 5e-9 at most."""
-    x = smaller_lanes(largest_lanes(x, broadcast(LOWEST)), broadcast(HIGHEST))
+    x = smaller_lanes(broadcast(HIGHEST), largest_lanes(broadcast(LOWEST), x))
     n = rounded(x * broadcast(PER_LN2))
     r = fma(n, broadcast(-LN2_LOW), fma(n, broadcast(-LN2_HIGH), x))
     p = broadcast(FACTORIALS[7])
@@ -78,7 +78,7 @@ def activated(x, activation):
     """The activation of 8 numbers."""
     one, zero = broadcast(np.float32(1)), broadcast(np.float32(0))
     if activation == RELU:
-        return largest_lanes(x, zero)
+        return largest_lanes(zero, x)
     if activation == GELU:
         half = broadcast(np.float32(0.5)) * x
         return fma(half, error_function(x * broadcast(np.float32(math.sqrt(0.5)))), half)

@@ -205,15 +205,15 @@ words_to_integers = _operation(
 largest_lanes = _operation(
     FLOATS,
     (FLOATS, FLOATS),
-    lambda builder, a, b: _call(builder, "llvm.maxnum.v8f32", FLOATS.llvm, [a, b]),
+    lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b),
 )
-"""The larger number of each lane."""
+"""The larger number of each lane; b, where either is no number: one instruction, as the next."""
 smaller_lanes = _operation(
     FLOATS,
     (FLOATS, FLOATS),
-    lambda builder, a, b: _call(builder, "llvm.minnum.v8f32", FLOATS.llvm, [a, b]),
+    lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b),
 )
-"""The smaller number of each lane."""
+"""The smaller number of each lane; b, where either is no number."""
 magnitudes = _operation(FLOATS, (FLOATS,), lambda builder, a: _call(builder, "llvm.fabs.v8f32", FLOATS.llvm, [a]))
 """Without signs."""
 rounded = _operation(FLOATS, (FLOATS,), lambda builder, a: _call(builder, "llvm.rint.v8f32", FLOATS.llvm, [a]))
