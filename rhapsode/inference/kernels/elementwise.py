@@ -37,6 +37,8 @@ WORDS_TOO = not has_byte_products()
 
 LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)
 """What the exponential is taken of; beyond, it is as good as nothing or infinite."""
+SMALLEST = np.float32(1e-36)
+"""Of the largest number of a block in 8 bits: the inverse of what is smaller would be infinite, and it becomes 0."""
 PER_LN2 = np.float32(1 / math.log(2))
 LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(math.log(2) - 0.693359375)
@@ -135,7 +137,7 @@ def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):
         largest = largest_of(
             largest_lanes(largest_lanes(magnitudes(a), magnitudes(b)), largest_lanes(magnitudes(c), magnitudes(d)))
         )
-        inverse = broadcast(np.float32(127) / largest if largest > 0 else np.float32(0))
+        inverse = broadcast(np.float32(127) / largest if largest > SMALLEST else np.float32(0))
         a, b, c, d = rounded(a * inverse), rounded(b * inverse), rounded(c * inverse), rounded(d * inverse)
         to = BLOCK * of
         store_as_bytes(signed, to, a)
