@@ -107,12 +107,14 @@ def normalise(x, first, size, gain, bias, centred, epsilon, out, to):
         for i in range(0, padded, 8):
             total = total + load_floats(x, first + i)
         mean = sum_of(total) / np.float32(size)
-    squares = broadcast(np.float32(0))
-    for i in range(0, padded, 8):
+    squares, whole = broadcast(np.float32(0)), size // 8 * 8
+    for i in range(0, whole, 8):
         here = load_floats(x, first + i) - broadcast(mean)
         squares = fma(here, here, squares)
-    of_padding = np.float32(padded - size) * mean * mean
-    inverse = np.float32(1) / np.sqrt((sum_of(squares) - of_padding) / np.float32(size) + epsilon)
+    variance = sum_of(squares)
+    for i in range(whole, size):  # without the padding, which is no mean
+        variance += (x[first + i] - mean) * (x[first + i] - mean)
+    inverse = np.float32(1) / np.sqrt(variance / np.float32(size) + epsilon)
     for i in range(0, padded, 8):
         here = (load_floats(x, first + i) - broadcast(mean)) * broadcast(inverse) * load_floats(gain, i)
         if len(bias) > 0:
