@@ -95,8 +95,9 @@ def test_error_function() -> None:
     x = everywhere(20.0)
     out = np.empty_like(x)
     error_functions(x, out)
-    assert np.abs(out - ERF(x.astype(np.float64))).max() < 4e-7
-    np.testing.assert_array_equal(out, -out[np.argsort(x)][::-1][np.argsort(np.argsort(x))])  # odd to the bit
+    assert np.abs(out - ERF(x.astype(np.float64))).max() < 6e-7
+    error_functions(-x, negative := np.empty_like(x))
+    np.testing.assert_array_equal(negative, -out)
 
 
 @pytest.mark.parametrize("activation", [SILU, GELU, GELU_TANH, RELU])
@@ -105,10 +106,10 @@ def test_activations(activation: int) -> None:
     out = np.empty_like(x)
     activations(x, activation, out)
     expected = right(x.astype(np.float64), activation)
-    assert (np.abs(out - expected) <= 1e-6 * np.abs(expected) + 4e-7 * np.abs(x)).all()
+    assert (np.abs(out - expected) <= 1e-6 * np.abs(expected) + 4e-7 * np.abs(x) + 1e-44).all()
     x = everywhere(1e12)
     activations(x, activation, out := np.empty_like(x))
-    assert (np.abs(out - right(x.astype(np.float64), activation)) <= 1e-6 * np.abs(x)).all()
+    assert (np.abs(out - right(x.astype(np.float64), activation)) <= 1e-6 * np.abs(x) + 1e-44).all()
 
 
 @pytest.mark.parametrize("activation", [SILU, GELU, GELU_TANH, RELU])
