@@ -11,7 +11,7 @@ from numba.core import types
 from numba.extending import overload
 
 from rhapsode.inference.kernels.compiled import compiled
-from rhapsode.inference.kernels.elementwise import exponential
+from rhapsode.inference.kernels.elementwise import SMALLEST, exponential
 from rhapsode.inference.kernels.vectors import (
     broadcast,
     fma,
@@ -67,11 +67,12 @@ def _keep(row, kept, at, apart, size, factors, place, spare):
             kept[at + apart * i] = spare[i]
 
     def small(row, kept, at, apart, size, factors, place, spare):
-        largest = np.float32(0)
+        largest, none = np.float32(0), np.float32(0)
         for i in range(size):
             largest = max(largest, abs(row[i]))
-        inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
-        factors[place] = largest / np.float32(127)
+            none += row[i] - row[i]
+        inverse = np.float32(127) / largest if largest > SMALLEST else np.float32(0)
+        factors[place] = largest / np.float32(127) + none  # what is no number stays none
         for i in range(size):
             kept[at + apart * i] = np.int8(np.rint(row[i] * inverse))
 

@@ -38,7 +38,7 @@ WORDS_TOO = not has_byte_products()
 LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)
 """What the exponential is taken of; beyond, it is as good as nothing or infinite."""
 SMALLEST = np.float32(1e-36)
-"""Of the largest number of a block in 8 bits: the inverse of what is smaller would be infinite, and it becomes 0."""
+"""Of the largest number of those that share a factor: the inverse of a smaller one would be infinite; they become 0."""
 PER_LN2 = np.float32(1 / math.log(2))
 LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(math.log(2) - 0.693359375)
