@@ -135,7 +135,9 @@ def normed(x: Floats, gain: Floats, bias: Floats | None, centred: bool, epsilon:
     size, width = len(x), -(-len(x) // 8) * 8
     room, out = np.full(width + 16, 7, np.float32), np.full(width + 24, 9, np.float32)
     room[8 : 8 + width] = np.pad(x, (0, width - size))
-    parts = [np.pad(part, (0, width - len(part))) if part is not None else np.zeros(0, np.float32) for part in (gain, bias)]
+    parts = [
+        np.pad(part, (0, width - len(part))) if part is not None else np.zeros(0, np.float32) for part in (gain, bias)
+    ]
     normalise(room, 8, size, *parts, centred, np.float32(epsilon), out, 16)
     assert (out[:16] == 9).all() and (out[16 + width :] == 9).all()
     assert (out[16 + size : 16 + width] == 0).all()
@@ -151,9 +153,7 @@ def normed(x: Floats, gain: Floats, bias: Floats | None, centred: bool, epsilon:
     mean=st.sampled_from([0.0, 1.0, -30.0, 1000.0]),
     spread=st.sampled_from([0.01, 1.0, 100.0]),
 )
-def test_norms(
-    seed: int, size: int, centred: bool, biased: bool, epsilon: float, mean: float, spread: float
-) -> None:
+def test_norms(seed: int, size: int, centred: bool, biased: bool, epsilon: float, mean: float, spread: float) -> None:
     draw = np.random.default_rng(seed)
     x = (mean + spread * draw.standard_normal(size)).astype(np.float32)
     gain = draw.standard_normal(size).astype(np.float32)

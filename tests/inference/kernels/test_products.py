@@ -78,7 +78,9 @@ def in_bytes(x: Floats) -> tuple[np.ndarray, ...]:
     return small
 
 
-def multiplied(matrix: Matrix, x: Floats, cuts: tuple[int, ...] = (), first: int = 0, count: int | None = None) -> Floats:
+def multiplied(
+    matrix: Matrix, x: Floats, cuts: tuple[int, ...] = (), first: int = 0, count: int | None = None
+) -> Floats:
     """The matrix times the vectors from `first` on, its groups of rows in pieces: (count, rows)."""
     count = len(x) if count is None else count
     table, small = matrix.table, in_bytes(x)

@@ -96,7 +96,8 @@ def picked(packed, choice, out):
     """Of each 2 bytes and each of their halves, the ones that `choice` (2 words) picks: low, high; even, odd."""
     zero = broadcast_integer(np.int32(0))
     for i in range(0, len(packed), 32):
-        low, high, word = low_nibbles(load_bytes(packed, i)), high_nibbles(load_bytes(packed, i)), repeat_words(choice, 0)
+        both, word = load_bytes(packed, i), repeat_words(choice, 0)
+        low, high = low_nibbles(both), high_nibbles(both)
         store_floats(out, i // 2, integers_to_floats(add_word_products(zero, even_words(low), word)))
         store_floats(out, i // 2 + 8, integers_to_floats(add_word_products(zero, odd_words(low), word)))
         store_floats(out, len(packed) + i // 2, integers_to_floats(add_word_products(zero, even_words(high), word)))
