@@ -410,3 +410,18 @@ def cycles(_):
         return _call(builder, "llvm.readcyclecounter", I64, [])
 
     return types.int64(), build
+
+
+@intrinsic
+def prefetch(_, array, index):
+    """Have the line of memory of an element brought near; it may lie beyond the array."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        of = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        pointer = builder.bitcast(builder.gep(of.data, [place]), I8.as_pointer())
+        hints = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, soon again, data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+        return context.get_dummy_value()
+
+    return types.void(array, index), build
