@@ -24,10 +24,11 @@ from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beams import BeamSearch
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
+from rhapsode.inference.kernels.choice import check_cache_type, kernel_step, refused
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
 from rhapsode.inference.speculation import DraftModel, PromptLookup, Speculation
-from rhapsode.inference.step import Step, TorchStep, room_for_blocks
+from rhapsode.inference.step import NUMBER_BYTES, CacheType, Step, TorchStep, room_for_blocks
 from rhapsode.inference.text import FinishReason, Piece, check_prompt
 from rhapsode.inference.translation import Translation, folder_search, translate
 from rhapsode.model.config import ModelConfig
@@ -144,6 +145,8 @@ class LanguageModel:
         self._engine_changes = 0
         self._speculation: Speculation | None = None
         self.cache_bytes: int | None = None
+        self.cache_type: CacheType = "float32"
+        self.step_by = ""
 
     @property
     def config(self) -> ModelConfig:
@@ -267,11 +270,19 @@ class LanguageModel:
         return self._engine
 
     def _step(self) -> Step:
-        """What computes the engine's steps: here it is chosen."""
+        """What computes the engine's steps, and who: `step_by` says it from now on."""
+        source = self.packed or self.decoder()
+        why = refused(source, self._device)
+        size = NUMBER_BYTES[self.cache_type]
+        if why is None:
+            self.step_by = "kernels"
+            blocks = room_for_blocks(self.config, torch.device("cpu"), self.cache_bytes, number_bytes=size)
+            return kernel_step(source, blocks, self.cache_type)
+        check_cache_type(self.cache_type, why)
+        self.step_by = f"torch, because {why}"
         model = self.decoder()
         size = model.embedding.weight.element_size()
-        blocks = room_for_blocks(self.config, model.device, self.cache_bytes, number_bytes=size)
-        return TorchStep(model, blocks)
+        return TorchStep(model, room_for_blocks(self.config, model.device, self.cache_bytes, number_bytes=size))
 
     def _changes(self) -> int:
         """Grows when a weight is changed in place."""
