@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,6 @@ from rhapsode.base.machine import memory_bytes
 from rhapsode.model.block_cache import BLOCK, BlockCache, BlockReading, Span
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
-
-CacheType = Literal["float32", "float16", "int8"]
-"""What a cache keeps keys and values in; int8 with a factor for each head of a token."""
-NUMBER_BYTES: dict[CacheType, int] = {"float32": 4, "float16": 2, "int8": 1}
-"""Of a number in a cache."""
 
 CONTEXTS = 32
 """Texts of the greatest length that a cache holds, where memory allows."""

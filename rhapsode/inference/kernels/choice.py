@@ -1,6 +1,6 @@
 """Who computes a model's steps: the kernels where they can, torch everywhere else.
 
-step = fastest_step(source, blocks); why_not = refused(source)
+why_not = refused(source); step = kernel_step(source, blocks=100)
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 
 from rhapsode.base.errors import InputError
 from rhapsode.base.progress import note
-from rhapsode.inference.step import CacheType, Step, TorchStep
+from rhapsode.inference.cache_type import CacheType
+from rhapsode.inference.step import Step
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.packed import PackedModel
 
@@ -65,20 +66,9 @@ def kernel_step(source: Decoder | PackedModel, blocks: int, cache_type: CacheTyp
 
     if not is_kept("program.run"):
         note("compiling for this processor, once: half a minute or less")
-    return KernelStep(source, blocks, cache_type=cache_type)
-
-
-def fastest_step(model: Decoder, blocks: int, cache_type: CacheType = "float32") -> Step:
-    """The fastest way to compute a decoder's steps here.
-
-    Raises:
-        InputError: only kernels keep the cache in such numbers, and they are refused.
-    """
-    why = refused(model)
-    if why is None:
-        return kernel_step(model, blocks, cache_type)
-    check_cache_type(cache_type, why)
-    return TorchStep(model, blocks)
+    step = KernelStep(source, blocks, cache_type=cache_type)
+    step.warm_up()
+    return step
 
 
 def check_cache_type(cache_type: CacheType, why: str) -> None:

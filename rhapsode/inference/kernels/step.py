@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from rhapsode.inference.cache_type import CacheType
 from rhapsode.inference.kernels import program
 from rhapsode.inference.kernels.attention import POSITIONS
 from rhapsode.inference.kernels.elementwise import WORDS_TOO
 from rhapsode.inference.kernels.layout import lay_out
 from rhapsode.inference.kernels.products import BLOCK, GROUP
 from rhapsode.inference.kernels.threads import LEAVE, in_common, is_awake, team
-from rhapsode.inference.step import CacheType, Reading
+from rhapsode.inference.step import Reading
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.packed import PackedModel
 
@@ -133,7 +134,8 @@ class KernelStep:
     def _run(self, pieces: list[Reading], logits: np.ndarray) -> int:
         """Compute pieces of texts, `AT_ONCE` tokens at most; how many logits were wanted."""
         tokens = sum(len(piece.ids) for piece in pieces)
-        self._make_room(tokens, max(piece.past + len(piece.ids) for piece in pieces), len(pieces))
+        longest = max((piece.past + len(piece.ids) for piece in pieces), default=1)
+        self._make_room(tokens, longest, len(pieces))
         first = wanted = 0
         for text, piece in enumerate(pieces):
             end = first + len(piece.ids)
@@ -147,6 +149,10 @@ class KernelStep:
         self._step[:] = tokens, wanted, logits.ctypes.data
         team().run(self)
         return wanted
+
+    def warm_up(self) -> None:
+        """Compile, and start the threads, by a step without tokens."""
+        self._run([], np.empty((0, 0), np.float32))
 
     def step(self) -> None:
         """The first thread's share of a step."""
