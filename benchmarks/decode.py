@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
-from our_side import exported, step_for, write_folder
+from our_side import exported, in_bits, step_for
 from peers.llama_cpp_side import about
 from rich.console import Console
 from rich.progress import track
@@ -37,8 +38,8 @@ from rhapsode.base.machine import memory_bandwidth, prepare, processor, threads
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.opening import open_model
 from rhapsode.inference.engine import Engine
-from rhapsode.inference.kernels.step import KEPT
 from rhapsode.inference.sampling import Sampling
+from rhapsode.inference.step import NUMBER_BYTES
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families import FAMILIES
@@ -58,6 +59,7 @@ SHAPES = {
 SMALL = ("stories260K", "small")
 COUNTERPART = {32: "F32", 8: "Q8_0", 4: "Q4_0"}
 """llama.cpp's type of as many bits."""
+REST = 0.02  # seconds, in which the threads of the side before fall asleep
 PROMPT, PREFILL, TEXTS = 128, 512, (8, 32)
 FEWER = 4  # times: tokens of each of several texts
 
@@ -108,27 +110,29 @@ class Seat:
 
 
 def random_model(folder: Path, sizes: Sequence[int]) -> Opened:
-    """A Llama with random weights, from its folder, where it is written the first time."""
-    if not folder.exists():
+    """A Llama with random weights, as written into a folder the first time."""
+    path = folder / "32-bits"
+    if not path.exists():
         model = new_model(FAMILIES["llama"].config(*sizes, tied_embeddings=True)).eval()
         noise = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             if parameter.dim() > 1:  # gains stay 1
                 torch.nn.init.normal_(parameter, std=0.02, generator=noise)
-        write_folder(folder, Opened(model, train_tokenizer(["text"], "byte"), (), "", (), ""))
-    return open_model(folder)
+        in_bits(Opened(model, train_tokenizer(["text"], "byte"), (), "", (), ""), folder, 32)
+    return open_model(path)
 
 
 def seats_for(opened: Opened, name: str, a: argparse.Namespace, folder: Path, blocks: int) -> list[Seat]:
     """The sides of a model, started: ours in all bits, llama.cpp in all types and with all counts of threads.
 
     Args:
-        folder: with the model's in it, and room for the GGUF files.
+        folder: for folders and GGUF files of it.
         blocks: of our cache.
     """
     bits = [n for n in a.bits if name != "stories260K" or n == 32]
     types = a.types or ([COUNTERPART[n] for n in bits] if name in SMALL else ["F16", "Q8_0", "Q4_0"])
     counts = sorted({1, a.threads}) if name in SMALL else [a.threads]
+    places = {n: in_bits(opened, folder, n) for n in bits}
     paths = {type: exported(opened, folder, type) for type in types}
 
     def worker(path: Path, threads: int, *words: str) -> Worker:
@@ -136,8 +140,8 @@ def seats_for(opened: Opened, name: str, a: argparse.Namespace, folder: Path, bl
 
     seats = []
     for n in bits:
-        words = ("--bits", str(n), "--blocks", str(blocks), "--cache", a.cache)
-        seats.append(Seat(f"rhapsode, {n} bits", n, COUNTERPART[n], worker(folder / "model", a.threads, *words)))
+        words = ("--blocks", str(blocks), "--cache-type", a.cache_type)
+        seats.append(Seat(f"rhapsode, {n} bits", n, COUNTERPART[n], worker(places[n], a.threads, *words)))
     for type, path in paths.items():
         for n in counts:
             told = f", threads: {n}" if len(counts) > 1 else ""
@@ -210,10 +214,10 @@ def table_of_ratios(name: str, seats: Sequence[Seat], measures: Sequence[Measure
     return table, slow
 
 
-def story(model: Path, opened: Opened) -> str:
+def story(folder: Path, opened: Opened) -> str:
     """What our fp32 step writes from the beginning of a text, 200 tokens, the likeliest each."""
     context = opened.model.config.context_length
-    step, _ = step_for(model, 32, -(-context // BLOCK))
+    step, _ = step_for(folder, -(-context // BLOCK))
     engine = Engine(step, opened.tokenizer, context)
     sampling = Sampling(temperature=0, max_new_tokens=200)
     request = engine.submit(opened.tokenizer.frame[0], [sampling], opened.end_ids)
@@ -227,9 +231,8 @@ def compare(name: str, a: argparse.Namespace, work: Path, on: torch.device) -> l
         folder.mkdir(parents=True, exist_ok=True)
         if name in SMALL:
             opened = open_model(STORIES if name == "stories260K" else a.small)
-            write_folder(folder / "model", opened)
         else:
-            opened = random_model(folder / "model", SHAPES[name])
+            opened = random_model(folder, SHAPES[name])
         measures = [Measure(1, PROMPT, a.new_tokens)]
         if name not in SMALL:
             measures += [Measure(texts, PROMPT, max(1, a.new_tokens // FEWER)) for texts in TEXTS]
@@ -249,6 +252,7 @@ def compare(name: str, a: argparse.Namespace, work: Path, on: torch.device) -> l
             limits.append(memory_bandwidth(on))
             for measure in measures:
                 for seat in seats if number % 2 == 0 else seats[::-1]:
+                    time.sleep(REST)
                     seat.seconds.setdefault(measure, []).append(float(seat.worker.ask(str(measure))))
         for seat in seats:
             seat.worker.close()
@@ -265,7 +269,7 @@ def compare(name: str, a: argparse.Namespace, work: Path, on: torch.device) -> l
                 faults.append(f"{name}, {seat.name}: computes something else, its logits are {farthest:.2g} off")
         if name == "stories260K":
             right = STORIES.with_name(PUBLISHED).read_text(encoding="utf-8").removesuffix("\n")
-            same = story(folder / "model", opened) == right
+            same = story(in_bits(opened, folder, 32), opened) == right
             print(f"the text in fp32 is {'the published one' if same else 'NOT the published one'}")
             faults += [] if same else [f"{name}: another text than the published one"]
         return faults
@@ -280,8 +284,10 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=["F32", "F16", "Q8_0", "Q4_0"], help="of llama.cpp's files")
     parser.add_argument("--new-tokens", type=int, default=128, help="of one text; a fourth of each of several")
     parser.add_argument("--small", type=Path, default=Path("runs/novels/model"), help="a trained model")
-    parser.add_argument("--work", type=Path, help="a folder to keep the random weights in, 9 GB")
-    parser.add_argument("--cache", default="float32", choices=KEPT, help="of our keys and values; llama.cpp's: float16")
+    parser.add_argument("--work", type=Path, help="a folder to keep the random weights in, 7 GB")
+    parser.add_argument(
+        "--cache-type", default="float32", choices=NUMBER_BYTES, help="of our keys and values; llama.cpp's: float16"
+    )
     parser.add_argument("--threads", type=int, default=threads())
     a = parser.parse_args()
     for name, path in (("stories260K", STORIES), ("small", a.small)):

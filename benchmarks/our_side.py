@@ -1,6 +1,6 @@
-"""Our side of the decoding benchmarks: the engine's steps, with a model folder's weights in 32, 8 or 4 bits.
+"""Our side of the decoding benchmarks: the engine's steps, with a folder's weights in 32, 8 or 4 bits.
 
-    side = Ours(Path("runs/mytext/model"), bits=8, blocks=64, threads=2); room = side.rooms(texts=8, tokens=256)["step"]
+    side = Ours(Path("runs/mytext/model"), blocks=64, threads=2); room = side.rooms(texts=8, tokens=256)["step"]
     room.read(0, ids); room.write([5, 6, 7, 8, 9, 10, 11, 12], past=len(ids)); room.logits()
 
 What `rooms` gives is a `Room` of sides.py. Here is also what gives both sides the same weights.
@@ -19,35 +19,37 @@ from rhapsode.base.machine import prepare
 from rhapsode.base.machine import threads as cores
 from rhapsode.exchange import gguf_model
 from rhapsode.exchange.opened import Opened
-from rhapsode.inference.kernels.step import KEPT, KernelStep
+from rhapsode.inference.kernels.step import KernelStep
 from rhapsode.inference.speed import weight_bytes
-from rhapsode.inference.step import Reading, Step
+from rhapsode.inference.step import NUMBER_BYTES, CacheType, Reading, Step
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
-from rhapsode.model.folder import load_config, load_model, save_model
-from rhapsode.model.packed import pack_model
+from rhapsode.model.folder import load_model, read_config, save_model
+from rhapsode.model.packed import PackedModel, pack_model
+from rhapsode.model.packed_folder import is_packed, load_packed, save_packed
 
 
 def step_for(
-    folder: Path, bits: int, blocks: int, *, cache: str = "float32", threads: int | None = None
+    folder: Path, blocks: int, *, cache_type: CacheType = "float32", threads: int | None = None
 ) -> tuple[Step, int]:
-    """What computes steps with a model folder's weights in so many bits, and how many bytes of weights each step reads.
+    """What computes steps with a folder's weights, in fp32 or packed, and how many bytes of weights each step reads.
 
     Args:
-        bits: 32, 8 or 4.
         blocks: of the cache.
-        cache: what keys and values are kept in, one of `KEPT`.
+        cache_type: what keys and values are kept in.
         threads: None for as many as are best.
     """
-    model = load_model(folder)
-    assert isinstance(model, Decoder), "only decoders write"
-    if bits == 32:
-        return KernelStep(model, blocks, cache=cache, threads=threads), weight_bytes(model)
-    packed = pack_model(model, bits)
-    size = packed.nbytes
-    if not model.config.tied_embeddings:
-        size -= packed.matrices["embedding.weight"].nbytes
-    return KernelStep(packed, blocks, cache=cache, threads=threads), size
+    source: Decoder | PackedModel
+    if is_packed(folder):
+        source = load_packed(folder)
+        size = source.nbytes
+        if not source.config.tied_embeddings:
+            size -= source.matrices["embedding.weight"].nbytes
+    else:
+        model = load_model(folder)
+        assert isinstance(model, Decoder), "only decoders write"
+        source, size = model, weight_bytes(model)
+    return KernelStep(source, blocks, cache_type=cache_type, threads=threads), size
 
 
 class OurRoom:
@@ -68,19 +70,19 @@ class OurRoom:
 
 
 class Ours:
-    """A model folder's weights in 32, 8 or 4 bits, and a cache of so many blocks.
+    """A model folder's weights, in fp32 or packed, and a cache of so many blocks.
 
     Args:
         threads: at most; of a model that is done sooner by one thread, the step takes one.
     """
 
-    def __init__(self, folder: Path, bits: int, blocks: int, threads: int, cache: str = "float32") -> None:
+    def __init__(self, folder: Path, blocks: int, threads: int, cache_type: CacheType = "float32") -> None:
         prepare("cpu", threads)
         own = None if threads == cores() else threads
-        self._step, self.weight_bytes = step_for(folder, bits, blocks, cache=cache, threads=own)
-        config = load_config(folder)
+        self._step, self.weight_bytes = step_for(folder, blocks, cache_type=cache_type, threads=own)
+        config, _ = read_config(folder)
         self.vocabulary_size = config.vocabulary_size
-        self.number_bytes = np.dtype(KEPT[cache]).itemsize + (4 / config.head_dim if cache == "int8" else 0)
+        self.number_bytes = NUMBER_BYTES[cache_type] + (4 / config.head_dim if cache_type == "int8" else 0)
         self._taken = 0
 
     def rooms(self, texts: int, tokens: int) -> dict[str, OurRoom]:
@@ -90,10 +92,18 @@ class Ours:
         return {"step": OurRoom(self._step, homes)}
 
 
-def write_folder(folder: Path, opened: Opened) -> None:
-    """A model as a folder, wholly or not at all."""
-    with new_folder(folder) as temporary:
-        save_model(temporary, opened.model, opened.tokenizer, {})
+def in_bits(opened: Opened, folder: Path, bits: int) -> Path:
+    """A model's folder inside a folder, its weights in 32, 8 or 4 bits, written unless it is there."""
+    path = folder / f"{bits}-bits"
+    if path.exists():
+        return path
+    assert isinstance(opened.model, Decoder), "only decoders write"
+    with new_folder(path) as temporary:
+        if bits == 32:
+            save_model(temporary, opened.model, opened.tokenizer, {})
+        else:
+            save_packed(temporary, pack_model(opened.model, bits), opened.tokenizer, {})
+    return path
 
 
 def exported(opened: Opened, folder: Path, quantization: str) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from our_side import Ours, exported
+from our_side import Ours, exported, in_bits
 from peers.llama_cpp_side import LlamaCpp, about
 from rich.console import Console
 from rich.progress import track
@@ -113,7 +113,7 @@ def main() -> None:
         blocks = -(-a.context // BLOCK)
         sides: dict[str, Side] = {}
         for bits in a.bits:
-            sides[f"rhapsode, {bits} bits"] = Ours(folder, bits, blocks, a.threads)
+            sides[f"rhapsode, {bits} bits"] = Ours(in_bits(opened, Path(temporary), bits), blocks, a.threads)
         for kind in a.types:
             sides[f"llama.cpp {kind}"] = LlamaCpp(exported(opened, Path(temporary), kind), a.threads)
         rooms: dict[str, Room] = {name: next(iter(side.rooms(1, a.context).values())) for name, side in sides.items()}

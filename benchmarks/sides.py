@@ -132,16 +132,15 @@ def fastest(side: Side, measure: Measure) -> tuple[str, Room]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a model folder: ours; a GGUF file: llama.cpp")
-    parser.add_argument("--bits", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=0)
-    parser.add_argument("--cache", default="float32")
+    parser.add_argument("--cache-type", default="float32")
     parser.add_argument("--threads", type=int, required=True)
     a = parser.parse_args()
     side: Side
     if a.model.is_dir():
         from our_side import Ours
 
-        side = Ours(a.model, a.bits, a.blocks, a.threads, a.cache)
+        side = Ours(a.model, a.blocks, a.threads, a.cache_type)
     else:  # without torch, whose OpenMP might take the place of its own
         from peers.llama_cpp_side import LlamaCpp
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+from rhapsode.inference.cache_type import CacheType
+
 POSITIVE = validators.Number(gte=1, lte=1_000_000)
 
 
@@ -17,6 +19,7 @@ def bench(
     prompt_tokens: Annotated[int | None, Parameter(validator=POSITIVE)] = None,
     new_tokens: Annotated[int, Parameter(validator=POSITIVE)] = 32,
     device: str = "auto",
+    cache_type: CacheType = "float32",
 ) -> None:
     """Measure how fast a model reads and writes on this machine, and how near that is to its limit.
 
@@ -37,23 +40,30 @@ def bench(
         Written after each prompt.
     device: str
         auto, cpu, cuda or mps.
+    cache_type: CacheType
+        What keys and values are kept in: float16 takes half the memory, int8 a quarter, on a processor.
     """
     from rich.table import Table
 
     from rhapsode.base.machine import memory_bandwidth, prepare, processor, threads
     from rhapsode.cli.console import console
+    from rhapsode.inference.cache_type import NUMBER_BYTES
     from rhapsode.inference.language_model import load
-    from rhapsode.inference.speed import measure, weight_bytes
+    from rhapsode.inference.speed import measure, weights_of_step
 
     on = prepare(device)
-    decoder = load(model, device).decoder()
-    config, weight = decoder.config, decoder.embedding.weight
+    language_model = load(model, device)
+    language_model.require_decoder()
+    language_model.cache_type = cache_type
+    config = language_model.config
+    weights, numbers = weights_of_step(language_model)
     prompt = prompt_tokens or max(1, min(512, config.context_length // 2))
     limit = memory_bandwidth(on)
-    type_ = str(weight.dtype).removeprefix("torch.")
-    print(f"{config.parameters:,} parameters in {type_}: {weight_bytes(decoder) / 1e6:,.1f} MB read for each step")
+    language_model.step(1)  # for what is compiled, and to know by whom
+    print(f"{config.parameters:,} parameters in {numbers}: {weights / 1e6:,.1f} MB read for each step")
     where = f"{processor()}, {threads()} threads" if on.type == "cpu" else str(on)
-    print(f"{where}: {limit / 1e9:.1f} GB/s of memory, measured now; steps by torch\n")
+    print(f"{where}: {limit / 1e9:.1f} GB/s of memory, measured now")
+    print(f"steps by {language_model.step_by}\n")
     table = Table(box=None, pad_edge=False)
     for heading in (
         "texts at once",
@@ -65,7 +75,15 @@ def bench(
         "of limit",
     ):
         table.add_column(heading, justify="right")
-    for speed in measure(decoder, texts, prompt_tokens=prompt, new_tokens=new_tokens):
+    for speed in measure(
+        config,
+        language_model.step,
+        texts,
+        weights=weights,
+        number_bytes=NUMBER_BYTES[cache_type],
+        prompt_tokens=prompt,
+        new_tokens=new_tokens,
+    ):
         table.add_row(
             str(speed.texts),
             f"{speed.prefill:,.0f}",

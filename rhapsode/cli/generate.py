@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter, validators
 
+from rhapsode.inference.cache_type import CacheType
 from rhapsode.inference.sampling import Sampling
 from rhapsode.inference.styles import Style
 
@@ -39,6 +40,7 @@ def generate(
     length_penalty: float | None = None,
     device: str = "auto",
     speculate: str | None = None,
+    cache_type: CacheType = "float32",
     style: Annotated[Style | None, Parameter(group=SAMPLING)] = None,
     sampling: Annotated[Sampling, Parameter(name="*", group=SAMPLING)] = Sampling(),  # noqa: B008  # frozen
 ) -> None:
@@ -68,6 +70,8 @@ def generate(
     speculate: str
         Guess tokens and read several at once, for the same text sooner: prompt guesses what stood there before, a
         smaller model with the same tokenizer guesses what it would write.
+    cache_type: CacheType
+        What keys and values are kept in: float16 takes half the memory, int8 a quarter, on a processor.
     style: Style
         Values that go well together, for what their name says; flags beside it are stronger.
     """
@@ -91,6 +95,7 @@ def generate(
         raise InputError("is for texts that are drawn; --beams search", where=flag, todo="Leave one of them out.")
     prepare(device)
     language_model = load(model, device)
+    language_model.cache_type = cache_type
     if speculate:
         language_model.speculate("prompt" if speculate == "prompt" else load(speculate, device))
     if beams > 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter, validators
 
 from rhapsode.base.errors import InputError
+from rhapsode.inference.cache_type import CacheType
 
 if TYPE_CHECKING:
     from socket import socket
@@ -33,6 +34,7 @@ def serve(
     port: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))] = PORT,
     memory: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
     device: str = "auto",
+    cache_type: CacheType = "float32",
     api_key: Annotated[Path | None, Parameter(group=LIMITS)] = None,
     allow_origin: Annotated[tuple[str, ...], Parameter(group=LIMITS)] = (),
     queue: Annotated[int, Parameter(group=LIMITS, validator=validators.Number(gte=1, lte=100_000))] = QUEUE,
@@ -65,6 +67,8 @@ def serve(
         unused is put away when another one needs the room.
     device: str
         auto, cpu, cuda or mps.
+    cache_type: CacheType
+        What keys and values are kept in: float16 takes half the memory, int8 a quarter, on a processor.
     api_key: Path
         A file with the keys, one in a line, of which requests must carry one; the environment variable
         RHAPSODE_API_KEY does the same for a single one.
@@ -106,6 +110,7 @@ def serve(
         device=device,
         memory=memory,
         queue=queue,
+        cache_type=cache_type,
         access=Access(origins=frozenset(allow_origin), keys=keys, limits=Limits(key_rate, key_queue, deadline)),
         log=Log(log, texts=log_texts),
     )
@@ -118,6 +123,7 @@ def run_server(
     device: str,
     memory: float | None = None,
     queue: int = QUEUE,
+    cache_type: CacheType = "float32",
     access: Access | None = None,
     log: Log | None = None,
     browser: bool = False,
@@ -127,6 +133,7 @@ def run_server(
     Args:
         listening_socket: where requests come in.
         memory: GB that models may take together; None for three quarters of what is free.
+        cache_type: what keys and values are kept in.
         access: who may ask, besides the hosts; None for everybody on this machine.
         log: told of each request; None for no log.
         browser: show the page in the browser.
@@ -147,7 +154,8 @@ def run_server(
     host, port = listening_socket.getsockname()[:2]
     prepare(device)
     limit = int(memory * 1e9) if memory is not None else memory_bytes() * 3 // 4
-    served = Models(dict(zip(names, models, strict=True)), device=device, memory=limit, queue=queue)
+    paths = dict(zip(names, models, strict=True))
+    served = Models(paths, device=device, memory=limit, queue=queue, cache_type=cache_type)
     asyncio.run(served.load_first())  # whatever is wrong with it is told now
     hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")) if host in LOOPBACK else None
     app = application(served, replace(access or Access(), hosts=hosts or frozenset()), log)

@@ -22,8 +22,10 @@ from rhapsode.base.progress import Progress
 from rhapsode.base.settings import validated
 from rhapsode.exchange.opening import open_model
 from rhapsode.inference.beams import BeamSearch
+from rhapsode.inference.cache_type import NUMBER_BYTES, CacheType
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.evaluation import token_losses
+from rhapsode.inference.kernels.choice import check_cache_type, kernel_step, refused
 from rhapsode.inference.reading import Filling, Pooling, embed, fill, pseudo_log_probabilities
 from rhapsode.inference.sampling import Sampling, distribution
 from rhapsode.inference.speculation import DraftModel, PromptLookup, Speculation
@@ -144,6 +146,8 @@ class LanguageModel:
         self._engine_changes = 0
         self._speculation: Speculation | None = None
         self.cache_bytes: int | None = None
+        self.cache_type: CacheType = "float32"
+        self.step_by = ""
 
     @property
     def config(self) -> ModelConfig:
@@ -262,16 +266,31 @@ class LanguageModel:
         self.require_decoder()
         if self._engine is None or self._changes() != self._engine_changes:
             context = self.config.context_length
-            self._engine = Engine(self._step(), self.tokenizer, context, speculation=self._speculation)
+            self._engine = Engine(self.step(), self.tokenizer, context, speculation=self._speculation)
             self._engine_changes = self._changes()
         return self._engine
 
-    def _step(self) -> Step:
-        """What computes the engine's steps: here it is chosen."""
-        model = self.decoder()
-        size = model.embedding.weight.element_size()
-        blocks = room_for_blocks(self.config, model.device, self.cache_bytes, number_bytes=size)
-        return TorchStep(model, blocks)
+    def step(self, blocks: int | None = None) -> Step:
+        """What computes this model's steps, with a cache of its own; `step_by` then says who that is.
+
+        Args:
+            blocks: of the cache; None for as many as there is room for.
+
+        Raises:
+            InputError: the cache is wanted in a form that only kernels have, which cannot be used here.
+        """
+        source = self.packed or self.decoder()
+        why = refused(source, self._device)
+        if why is None:
+            self.step_by = "kernels"
+            on, size = torch.device("cpu"), NUMBER_BYTES[self.cache_type]
+        else:
+            check_cache_type(self.cache_type, why)
+            self.step_by = f"torch, because {why}"
+            on, size = self.decoder().device, self.decoder().embedding.weight.element_size()
+        if blocks is None:
+            blocks = room_for_blocks(self.config, on, self.cache_bytes, number_bytes=size)
+        return kernel_step(source, blocks, self.cache_type) if why is None else TorchStep(self.decoder(), blocks)
 
     def _changes(self) -> int:
         """Grows when a weight is changed in place."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from rhapsode.base.errors import InputError
-from rhapsode.inference.step import Reading, TorchStep
+from rhapsode.inference.language_model import LanguageModel
+from rhapsode.inference.step import Reading, Step
 from rhapsode.model.block_cache import BLOCK
+from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
 
 
@@ -48,23 +50,48 @@ def weight_bytes(model: Decoder) -> int:
     return sum(sizes.values())
 
 
-def measure(model: Decoder, batches: Iterable[int], *, prompt_tokens: int, new_tokens: int) -> Iterator[Speed]:
+def weights_of_step(model: LanguageModel) -> tuple[int, str]:
+    """The bytes of weights that each step of a model reads, and what its numbers are."""
+    if model.packed is None:
+        decoder = model.decoder()
+        return weight_bytes(decoder), str(decoder.embedding.weight.dtype).removeprefix("torch.")
+    packed = model.packed
+    size, bits = packed.nbytes, sorted({matrix.bits for matrix in packed.matrices.values()})
+    if not packed.config.tied_embeddings:
+        size -= packed.matrices["embedding.weight"].nbytes
+    return size, f"{' and '.join(map(str, bits))} bits"
+
+
+def measure(
+    config: ModelConfig,
+    step_for: Callable[[int], Step],
+    batches: Iterable[int],
+    *,
+    weights: int,
+    number_bytes: int = 4,
+    prompt_tokens: int,
+    new_tokens: int,
+) -> Iterator[Speed]:
     """Read prompts of random tokens and write after them, for each number of texts at once.
+
+    Args:
+        step_for: the step to measure, with a cache of so many blocks.
+        weights: bytes of them that each step reads.
+        number_bytes: of a number in the cache.
 
     Raises:
         InputError: prompt and new tokens exceed the context.
     """
-    config = model.config
     if prompt_tokens + new_tokens > config.context_length:
         raise InputError(
             f"{prompt_tokens} + {new_tokens} tokens exceed the model's context of {config.context_length}",
             todo="Give fewer with --prompt-tokens and --new-tokens.",
         )
     sizes, noise = config.towers[-1], np.random.default_rng(0)
-    per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * model.embedding.weight.element_size()
+    per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * number_bytes
     blocks = -(-(prompt_tokens + new_tokens) // BLOCK)  # of a text
     for texts in batches:
-        step = TorchStep(model, texts * blocks)
+        step = step_for(texts * blocks)
         homes = [range(text * blocks, (text + 1) * blocks) for text in range(texts)]
         prompts = noise.integers(0, config.vocabulary_size, (texts, prompt_tokens)).tolist()
         step([Reading(prompts[0], homes[0], 0, 1)])  # once for what is only done the first time
@@ -82,5 +109,5 @@ def measure(model: Decoder, batches: Iterable[int], *, prompt_tokens: int, new_t
             texts=texts,
             prefill=texts * prompt_tokens / reading,
             decode=texts / statistics.median(seconds),
-            bytes_read=weight_bytes(model) + seen,
+            bytes_read=weights + seen,
         )

@@ -18,6 +18,7 @@ from typing import Any
 from rhapsode.base.errors import InputError, RhapsodeError, nearest
 from rhapsode.base.machine import give_back_freed_memory
 from rhapsode.exchange.opening import outline
+from rhapsode.inference.cache_type import NUMBER_BYTES, CacheType
 from rhapsode.inference.chat import is_tuned_for_chat
 from rhapsode.inference.language_model import load
 from rhapsode.inference.step import block_bytes
@@ -95,13 +96,16 @@ class Models:
         paths: of each model, by the name it is asked for by.
         memory: bytes that all that are loaded may take, with their caches; each cache takes at most a quarter of it.
         queue: texts that may wait for each model.
+        cache_type: what keys and values are kept in.
 
     Raises:
         InputError: there is no model at a path, or it is larger than the memory.
     """
 
-    def __init__(self, paths: Mapping[str, Path], *, device: str, memory: int, queue: int) -> None:
-        self._device, self._memory, self._queue = device, memory, queue
+    def __init__(
+        self, paths: Mapping[str, Path], *, device: str, memory: int, queue: int, cache_type: CacheType = "float32"
+    ) -> None:
+        self._device, self._memory, self._queue, self._cache_type = device, memory, queue, cache_type
         self._served = {}
         for name, path in paths.items():
             seen = outline(path)
@@ -157,10 +161,11 @@ class Models:
             log.error("%s cannot be opened any more: %s", served.name, error)
             raise BrokenModelError("cannot be opened any more; the server's log says why", where=served.name) from None
         model.where = served.name
+        model.cache_type = self._cache_type
         model.cache_bytes = min(self._memory // 4, self._memory - served.weights)
         cache = 0
         if served.kind == "decoder":
-            cache = model.engine().pool.count * block_bytes(model.config)
+            cache = model.engine().pool.count * block_bytes(model.config, NUMBER_BYTES[model.cache_type])
         served.needed = max(served.weights, model.weight_bytes) + cache
         await self._make_room(served, served.needed)
         served.worker, served.taken = Worker(model, longest_queue=self._queue), served.needed

@@ -11,7 +11,7 @@ from numba.core import types
 from numba.extending import overload
 
 from rhapsode.inference.kernels.compiled import compiled
-from rhapsode.inference.kernels.elementwise import exponential
+from rhapsode.inference.kernels.elementwise import SMALLEST, exponential
 from rhapsode.inference.kernels.vectors import (
     broadcast,
     fma,
@@ -30,12 +30,12 @@ POSITIONS = 32
 NEVER = np.float32(-np.inf)
 
 
-def load_kept(kept, at):  # type: ignore[no-untyped-def]
+def load_kept(kept, at):
     """8 numbers of a cache, whatever it keeps them in."""
 
 
-@overload(load_kept)  # type: ignore[untyped-decorator]
-def _load_kept(kept, at):  # type: ignore[no-untyped-def]
+@overload(load_kept)
+def _load_kept(kept, at):
     if kept.dtype == types.float32:
         return lambda kept, at: load_floats(kept, at)
     if kept.dtype == types.uint16:
@@ -43,7 +43,7 @@ def _load_kept(kept, at):  # type: ignore[no-untyped-def]
     return lambda kept, at: load_small(kept, at)
 
 
-def keep(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no-untyped-def]
+def keep(row, kept, at, apart, size, factors, place, spare):
     """Put a vector into a cache, each number `apart` from the one before.
 
     Args:
@@ -54,24 +54,25 @@ def keep(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no-
     """
 
 
-@overload(keep)  # type: ignore[untyped-decorator]
-def _keep(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no-untyped-def]
-    def floats(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no-untyped-def]
+@overload(keep)
+def _keep(row, kept, at, apart, size, factors, place, spare):
+    def floats(row, kept, at, apart, size, factors, place, spare):
         for i in range(size):
             kept[at + apart * i] = row[i]
 
-    def halves(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no-untyped-def]
+    def halves(row, kept, at, apart, size, factors, place, spare):
         for i in range(0, size, 8):
             store_as_halves(spare, i, load_floats(row, i))
         for i in range(size):
             kept[at + apart * i] = spare[i]
 
-    def small(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no-untyped-def]
-        largest = np.float32(0)
+    def small(row, kept, at, apart, size, factors, place, spare):
+        largest, none = np.float32(0), np.float32(0)
         for i in range(size):
             largest = max(largest, abs(row[i]))
-        inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
-        factors[place] = largest / np.float32(127)
+            none += row[i] - row[i]
+        inverse = np.float32(127) / largest if largest > SMALLEST else np.float32(0)
+        factors[place] = largest / np.float32(127) + none  # what is no number stays none
         for i in range(size):
             kept[at + apart * i] = np.int8(np.rint(row[i] * inverse))
 
@@ -81,7 +82,7 @@ def _keep(row, kept, at, apart, size, factors, place, spare):  # type: ignore[no
 
 
 @compiled
-def score(query, first, head_dim, keys, block, factors, at_factors, scale, out, to):  # type: ignore[no-untyped-def]
+def score(query, first, head_dim, keys, block, factors, at_factors, scale, out, to):
     """The scores of a query with the 32 keys of a block, which begins at `block`; its factors, if any, as said."""
     zero = broadcast(np.float32(0))
     a, b, c, d = zero, zero, zero, zero
@@ -103,7 +104,7 @@ def score(query, first, head_dim, keys, block, factors, at_factors, scale, out, 
 
 
 @compiled
-def soften(scores, first, begin, end):  # type: ignore[no-untyped-def]
+def soften(scores, first, begin, end):
     """Make weights e^(score - largest) of scores from `begin` to `end`, of whole blocks; the inverse of their sum.
 
     Args:
@@ -126,7 +127,7 @@ def soften(scores, first, begin, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def mix(weights, first, begin, end, values, origin, blocks, stride, head_dim, factor, out, to):  # type: ignore[no-untyped-def]
+def mix(weights, first, begin, end, values, origin, blocks, stride, head_dim, factor, out, to):
     """The values of positions from `begin` to `end`, each times its weight, and all times `factor`.
 
     Args:

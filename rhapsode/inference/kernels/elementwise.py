@@ -37,6 +37,8 @@ WORDS_TOO = not has_byte_products()
 
 LOWEST, HIGHEST = np.float32(-87.0), np.float32(88.0)
 """What the exponential is taken of; beyond, it is as good as nothing or infinite."""
+SMALLEST = np.float32(1e-36)
+"""Of the largest number of those that share a factor: the inverse of a smaller one would be infinite; they become 0."""
 PER_LN2 = np.float32(1 / math.log(2))
 LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(math.log(2) - 0.693359375)
@@ -44,9 +46,9 @@ FACTORIALS = tuple(np.float32(1 / math.factorial(n)) for n in range(8))
 
 
 @compiled
-def exponential(x):  # type: ignore[no-untyped-def]
+def exponential(x):
     """e^x of 8 numbers: 2^n e^r with |r| <= ln(2) / 2, e^r by its Taylor series to r^7, off by 5e-9 at most."""
-    x = smaller_lanes(largest_lanes(x, broadcast(LOWEST)), broadcast(HIGHEST))
+    x = smaller_lanes(broadcast(HIGHEST), largest_lanes(broadcast(LOWEST), x))
     n = rounded(x * broadcast(PER_LN2))
     r = fma(n, broadcast(-LN2_LOW), fma(n, broadcast(-LN2_HIGH), x))
     p = broadcast(FACTORIALS[7])
@@ -60,7 +62,7 @@ def exponential(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def error_function(x):  # type: ignore[no-untyped-def]
+def error_function(x):
     """erf of 8 numbers, off by 2e-7 at most (Abramowitz and Stegun, 7.1.26)."""
     one, size = broadcast(np.float32(1)), magnitudes(x)
     t = one / fma(size, broadcast(np.float32(0.3275911)), one)
@@ -74,11 +76,11 @@ def error_function(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def activated(x, activation):  # type: ignore[no-untyped-def]
+def activated(x, activation):
     """The activation of 8 numbers."""
     one, zero = broadcast(np.float32(1)), broadcast(np.float32(0))
     if activation == RELU:
-        return largest_lanes(x, zero)
+        return largest_lanes(zero, x)
     if activation == GELU:
         half = broadcast(np.float32(0.5)) * x
         return fma(half, error_function(x * broadcast(np.float32(math.sqrt(0.5)))), half)
@@ -90,7 +92,7 @@ def activated(x, activation):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def normalise(x, first, size, gain, bias, centred, epsilon, out, to):  # type: ignore[no-untyped-def]
+def normalise(x, first, size, gain, bias, centred, epsilon, out, to):
     """The norm of `size` numbers of x from `first` on, into `out` from `to` on.
 
     Args:
@@ -105,12 +107,14 @@ def normalise(x, first, size, gain, bias, centred, epsilon, out, to):  # type: i
         for i in range(0, padded, 8):
             total = total + load_floats(x, first + i)
         mean = sum_of(total) / np.float32(size)
-    squares = broadcast(np.float32(0))
-    for i in range(0, padded, 8):
+    squares, whole = broadcast(np.float32(0)), size // 8 * 8
+    for i in range(0, whole, 8):
         here = load_floats(x, first + i) - broadcast(mean)
         squares = fma(here, here, squares)
-    of_padding = np.float32(padded - size) * mean * mean
-    inverse = np.float32(1) / np.sqrt((sum_of(squares) - of_padding) / np.float32(size) + epsilon)
+    variance = sum_of(squares)
+    for i in range(whole, size):  # without the padding, which is no mean
+        variance += (x[first + i] - mean) * (x[first + i] - mean)
+    inverse = np.float32(1) / np.sqrt(variance / np.float32(size) + epsilon)
     for i in range(0, padded, 8):
         here = (load_floats(x, first + i) - broadcast(mean)) * broadcast(inverse) * load_floats(gain, i)
         if len(bias) > 0:
@@ -119,7 +123,7 @@ def normalise(x, first, size, gain, bias, centred, epsilon, out, to):  # type: i
 
 
 @compiled
-def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):  # type: ignore[no-untyped-def]
+def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):
     """A vector in 8 bits: each block of 32 as whole numbers up to 127 and a factor.
 
     Args:
@@ -133,11 +137,9 @@ def to_bytes(x, first, blocks, signed, words, factors, offsets, sums, token):  #
         at, of = first + BLOCK * block, token * blocks + block
         a, b, c, d = load_floats(x, at), load_floats(x, at + 8), load_floats(x, at + 16), load_floats(x, at + 24)
         largest = largest_of(
-            largest_lanes(
-                largest_lanes(magnitudes(a), magnitudes(b)), largest_lanes(magnitudes(c), magnitudes(d))
-            )
+            largest_lanes(largest_lanes(magnitudes(a), magnitudes(b)), largest_lanes(magnitudes(c), magnitudes(d)))
         )
-        inverse = broadcast(np.float32(127) / largest if largest > 0 else np.float32(0))
+        inverse = broadcast(np.float32(127) / largest if largest > SMALLEST else np.float32(0))
         a, b, c, d = rounded(a * inverse), rounded(b * inverse), rounded(c * inverse), rounded(d * inverse)
         to = BLOCK * of
         store_as_bytes(signed, to, a)

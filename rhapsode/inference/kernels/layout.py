@@ -8,15 +8,15 @@ matrices whose rows are no multiple of 8 long.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rhapsode.inference.kernels import elementwise, program
 from rhapsode.inference.kernels.products import BLOCK, GROUP
-from rhapsode.model.config import Activation, ModelConfig, Rope
+from rhapsode.model.config import Activation, ModelConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.packed import PackedMatrix, PackedModel
 from rhapsode.model.positions import rotary_angles
@@ -88,7 +88,7 @@ class Laid:
 
 def _bytes(matrix: np.ndarray) -> int:
     groups = -(-int(matrix[program.ROWS]) // GROUP)
-    return groups * int(program.group_bytes.py_func(matrix))
+    return groups * int(program.group_bytes(matrix))
 
 
 class _Tables:
@@ -96,9 +96,9 @@ class _Tables:
 
     def __init__(self, source: Decoder | PackedModel) -> None:
         self.packed = source if isinstance(source, PackedModel) else None
-        self.parameters = {} if isinstance(source, PackedModel) else dict(source.named_parameters())
+        self.parameters: dict[str, Tensor] = {} if isinstance(source, PackedModel) else dict(source.named_parameters())
         if isinstance(source, Decoder) and not source.config.tied_embeddings:
-            self.parameters.setdefault("head.weight", source.head.weight)
+            self.parameters["head.weight"] = source.head.weight
         self.config = source.config
         self.matrices: list[list[int]] = []
         self.norms: list[list[int]] = []
@@ -182,7 +182,10 @@ def lay_out(source: Decoder | PackedModel, cache_blocks: int) -> Laid:
         layer[program.KEY_NORM] = tables.norm(
             f"{attention}.key_norm", config.kv_heads * head_dim if every else head_dim
         )
-        first, second = tables.norm(f"{block}.attention_norm", hidden), tables.norm(f"{block}.feed_forward_norm", hidden)
+        first, second = (
+            tables.norm(f"{block}.attention_norm", hidden),
+            tables.norm(f"{block}.feed_forward_norm", hidden),
+        )
         if config.order == "output":
             layer[[program.AFTER_ATTENTION, program.AFTER_FEED_FORWARD]] = first, second
         else:
@@ -193,7 +196,12 @@ def lay_out(source: Decoder | PackedModel, cache_blocks: int) -> Laid:
         layer[program.WINDOW] = config.window(number)
         layer[[program.ANGLES, program.PAIRS]] = 0
     shape = np.zeros(program.SHAPE_SIZE, np.int64)
-    shape[[program.HIDDEN, program.HEADS, program.KV_HEADS, program.HEAD_DIM]] = hidden, heads, config.kv_heads, head_dim
+    shape[[program.HIDDEN, program.HEADS, program.KV_HEADS, program.HEAD_DIM]] = (
+        hidden,
+        heads,
+        config.kv_heads,
+        head_dim,
+    )
     shape[[program.INTERMEDIATE, program.LAYERS]] = config.intermediate_size, config.layers
     shape[program.ACTIVATION] = ACTIVATIONS[config.activation]
     shape[program.CENTRED] = config.norm == "layer"
@@ -216,7 +224,10 @@ def lay_out(source: Decoder | PackedModel, cache_blocks: int) -> Laid:
     numbers[program.EPSILON] = config.norm_epsilon
     numbers[program.SCALE] = config.scale(config.towers[0])
     numbers[program.EMBEDDING_SCALE] = config.embedding_scale
-    matrices, norms = np.array(tables.matrices, np.int64), np.array(tables.norms, np.int64).reshape(-1, program.NORM_SIZE)
+    matrices, norms = (
+        np.array(tables.matrices, np.int64),
+        np.array(tables.norms, np.int64).reshape(-1, program.NORM_SIZE),
+    )
     laid = Laid(config, shape, numbers, layers, matrices, norms, np.zeros(0, np.float32), tables.kept)
     laid.reach(1)
     return laid

@@ -27,12 +27,11 @@ from rhapsode.inference.kernels.products import (
     int8_rows,
     int8_rows_by_4,
 )
-from rhapsode.inference.kernels.threads import claim, wait_for_all
+from rhapsode.inference.kernels.threads import claim, next_step, step_is_done, wait_for_all
 from rhapsode.inference.kernels.vectors import (
     broadcast,
     bytes_at,
     floats_at,
-    fma,
     halves_at,
     load_floats,
     load_halves,
@@ -40,8 +39,8 @@ from rhapsode.inference.kernels.vectors import (
 )
 
 # Columns of the tables. Absent: -1 for what has a number, 0 for what has an address.
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, ACTIVATION, CENTRED, PARALLEL, NORM_ALL_HEADS, EMBEDDING = range(
-    11
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, LAYERS, ACTIVATION, CENTRED, PARALLEL, NORM_ALL_HEADS, EMBEDDING = (
+    range(11)
 )
 HEAD, FINAL_NORM, POSITION_ROWS, POSITION_COUNT, CACHE_BLOCKS, SHAPE_SIZE = range(11, 17)
 """Of the model's shape."""
@@ -54,25 +53,27 @@ GAIN, NORM_BIAS, NORM_WIDTH, NORM_SIZE = range(4)
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, QUERY_NORM, KEY_NORM, BEFORE_ATTENTION, AFTER_ATTENTION = range(11)
 BEFORE_FEED_FORWARD, AFTER_FEED_FORWARD, WINDOW, ANGLES, PAIRS, LAYER_SIZE = range(11, 17)
 """Of each layer: numbers of matrices and norms, what it sees, and where its angles begin."""
+TOKENS, WANTED, LOGITS, STEP_SIZE = range(4)
+"""Of a step: how many tokens it has, of how many the logits are wanted, and the address where they shall be."""
 
 PARTS_OF_LAYER = 7
-"""Parts that are shared out piece by piece."""
+"""Parts that are common out piece by piece."""
 LEAST_PIECE, LARGEST_PIECE = 16 * 1024, 128 * 1024
 """Bytes of weights that a thread takes at a time."""
 PIECES = 6
 """Pieces for each thread, where these bounds allow."""
 TOKENS_OF_PIECE = 8
-"""Tokens that a thread takes at a time where it is tokens that are shared out."""
+"""Tokens that a thread takes at a time where it is tokens that are common out."""
 
 
 @compiled
-def padded(size, to):  # type: ignore[no-untyped-def]
+def padded(size, to):
     """The next multiple."""
     return -(-size // to) * to
 
 
 @compiled
-def group_bytes(matrix):  # type: ignore[no-untyped-def]
+def group_bytes(matrix):
     """Bytes of 8 rows of a matrix."""
     if matrix[BITS] == 32:
         return 4 * GROUP * matrix[COLUMNS]
@@ -81,13 +82,13 @@ def group_bytes(matrix):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def groups_of(matrix):  # type: ignore[no-untyped-def]
+def groups_of(matrix):
     """Groups of 8 rows that a matrix has, the last one whole or not."""
     return -(-matrix[ROWS] // GROUP)
 
 
 @compiled
-def groups_of_piece(matrix, groups, threads):  # type: ignore[no-untyped-def]
+def groups_of_piece(matrix, groups, threads):
     """Groups of rows that a thread takes at a time, of so many in all."""
     size = group_bytes(matrix)
     fair = -(-groups // (threads * PIECES))
@@ -95,7 +96,7 @@ def groups_of_piece(matrix, groups, threads):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def multiply(matrix, begin, end, x, small, first, tokens, out, stride):  # type: ignore[no-untyped-def]
+def multiply(matrix, begin, end, x, small, first, tokens, out, stride):
     """Rows 8 * begin to 8 * end of a matrix times some vectors, plus the bias, into those rows of `out`.
 
     Args:
@@ -162,19 +163,19 @@ def multiply(matrix, begin, end, x, small, first, tokens, out, stride):  # type:
 
 
 @compiled
-def product(shared, part, threads, matrix, x, small, first, tokens, out, stride):  # type: ignore[no-untyped-def]
+def product(common, part, threads, matrix, x, small, first, tokens, out, stride):
     """A whole matrix times some vectors, piece by piece; see `multiply`."""
     groups = groups_of(matrix)
     size = groups_of_piece(matrix, groups, threads)
-    begin = claim(shared, part) * size
+    begin = claim(common, part) * size
     while begin < groups:
         end = min(groups, begin + size)
         multiply(matrix, begin, end, x, small, first, tokens, out, stride)
-        begin = claim(shared, part) * size
+        begin = claim(common, part) * size
 
 
 @compiled
-def embed(matrix, token, out, to, spare):  # type: ignore[no-untyped-def]
+def embed(matrix, token, out, to, spare):
     """A token's row of a matrix, as floats, into `out` from `to` on."""
     rows, columns = matrix[ROWS], matrix[COLUMNS]
     if matrix[BITS] == 32:
@@ -203,7 +204,7 @@ def embed(matrix, token, out, to, spare):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def rotate(row, first, angles, at, pairs):  # type: ignore[no-untyped-def]
+def rotate(row, first, angles, at, pairs):
     """Turn the pairs (i, i + pairs) of a head; cosines, then sines, stand at `at`."""
     for i in range(pairs):
         cosine, sine = angles[at + i], angles[at + pairs + i]
@@ -213,7 +214,7 @@ def rotate(row, first, angles, at, pairs):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def norm_heads(row, first, heads, head_dim, norm, all_heads, centred, epsilon, spare):  # type: ignore[no-untyped-def]
+def norm_heads(row, first, heads, head_dim, norm, all_heads, centred, epsilon, spare):
     """Norm the heads of a query or key in place: each alone, or all together."""
     width = heads * head_dim if all_heads else head_dim
     gain = floats_at(norm[GAIN], padded(norm[NORM_WIDTH], GROUP))
@@ -229,14 +230,14 @@ def norm_heads(row, first, heads, head_dim, norm, all_heads, centred, epsilon, s
 
 
 @compiled
-def prepare(  # type: ignore[no-untyped-def]
-    shape, numbers, layer, number, norms, angles, position, blocks, m, q, k, v, strides, cache, spare, halves
-):
+def prepare(model, number, position, blocks, m, q, k, v, cache, spare, halves):
     """Norm and turn a token's queries and keys, and put its keys and values into the cache."""
-    heads, kv_heads, head_dim = shape[HEADS], shape[KV_HEADS], shape[HEAD_DIM]
+    shape, numbers, layers, _, norms, angles = model
+    layer, heads, kv_heads, head_dim = layers[number], shape[HEADS], shape[KV_HEADS], shape[HEAD_DIM]
     keys, values, key_factors, value_factors = cache
     all_heads, centred = shape[NORM_ALL_HEADS] == 1, shape[CENTRED] == 1
-    at_q, at_k, at_v = m * strides[0], m * strides[1], m * strides[1]
+    at_q, at_k = m * padded(heads * head_dim, BLOCK), m * padded(kv_heads * head_dim, BLOCK)
+    at_v = at_k
     if layer[QUERY_NORM] >= 0:
         norm_heads(q, at_q, heads, head_dim, norms[layer[QUERY_NORM]], all_heads, centred, numbers[EPSILON], spare)
         norm_heads(k, at_k, kv_heads, head_dim, norms[layer[KEY_NORM]], all_heads, centred, numbers[EPSILON], spare)
@@ -264,12 +265,12 @@ def prepare(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def attend(  # type: ignore[no-untyped-def]
-    shape, numbers, layer, number, position, blocks, m, kv_head, q, stride, cache, mixed, scores, spare
-):
+def attend(model, number, position, blocks, m, kv_head, q, cache, mixed, scores, spare):
     """Mix for a token the values that the query heads of one key and value head see."""
-    heads, kv_heads, head_dim = shape[HEADS], shape[KV_HEADS], shape[HEAD_DIM]
+    shape, numbers, layers, _, _, _ = model
+    layer, heads, kv_heads, head_dim = layers[number], shape[HEADS], shape[KV_HEADS], shape[HEAD_DIM]
     keys, values, key_factors, value_factors = cache
+    stride = padded(heads * head_dim, BLOCK)
     width, group = padded(head_dim, GROUP), heads // kv_heads
     end = position + 1
     begin = max(0, end - layer[WINDOW]) if layer[WINDOW] > 0 else 0
@@ -301,176 +302,243 @@ def attend(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def ready(x, at, width, norm_number, norms, centred, epsilon, normed, to):  # type: ignore[no-untyped-def]
-    """What a part of a block reads of a vector: its norm, or itself."""
-    if norm_number < 0:
+def ready(model, number, x, at, width, normed, to):
+    """What a part of a block reads of a vector: its norm, or where that has no number, itself."""
+    shape, numbers, _, _, norms, _ = model
+    if number < 0:
         for i in range(width):
             normed[to + i] = x[at + i]
         return
-    norm = norms[norm_number]
+    norm = norms[number]
     size = norm[NORM_WIDTH]
     gain = floats_at(norm[GAIN], padded(size, GROUP))
     bias = floats_at(norm[NORM_BIAS], padded(size, GROUP) if norm[NORM_BIAS] != 0 else 0)
-    normalise(x, at, size, gain, bias, centred, epsilon, normed, to)
+    normalise(x, at, size, gain, bias, shape[CENTRED] == 1, numbers[EPSILON], normed, to)
 
 
 @compiled
-def add(x, at, y, of, width):  # type: ignore[no-untyped-def]
+def shrink(matrix, x, at, small, token):
+    """A vector in 8 bits, where a matrix wants it so."""
+    if matrix[BITS] < 32:
+        signed, words, factors, offsets, sums = small
+        to_bytes(x, at, matrix[COLUMNS] // BLOCK, signed, words, factors, offsets, sums, token)
+
+
+@compiled
+def copies_of(matrix, first):
+    """Where the vectors begin that a matrix reads: those in fp32 are made once, those in 8 bits for each thread."""
+    return first if matrix[BITS] < 32 else 0
+
+
+@compiled
+def add(x, at, y, of, width):
     """x + y, in place."""
     for i in range(0, width, 8):
         store_floats(x, at + i, load_floats(x, at + i) + load_floats(y, of + i))
 
 
 @compiled
-def run(  # type: ignore[no-untyped-def]
-    thread, threads, shared, shape, numbers, layers, matrices, norms, angles,
-    ids, positions, texts, blocks, wanted, cache, floats, small, own, logits,
-):  # fmt: skip
+def answered(model, norm, x, at, y, of, width, spare, to):
+    """Add what a part of a block has made of a vector, y, or its norm, to the residual stream x."""
+    if norm < 0:
+        add(x, at, y, of, width)
+    else:
+        ready(model, norm, y, of, width, spare, to)
+        add(x, at, spare, to, width)
+
+
+@compiled
+def share(tokens, thread, threads):
+    """Which of some tokens' vectors a thread makes ready for the next product, and where its copies begin.
+
+    Of a single token each thread makes its own copy, and need not wait for others.
+
+    Returns:
+        the first token, the distance to the next one, and the first row of the copies.
+    """
+    return (0, 1, thread) if tokens == 1 else (thread, threads, 0)
+
+
+@compiled
+def embed_all(thread, threads, model, step, batch, floats, own):
+    """The vectors of all tokens before the first block."""
+    shape, numbers, _, matrices, _, _ = model
+    ids, positions, _, _, _ = batch
+    x, spare = floats[0], own[1][thread]
+    hidden, width = shape[HIDDEN], padded(shape[HIDDEN], BLOCK)
+    begin, apart, first = share(step[TOKENS], thread, threads)
+    for m in range(begin, step[TOKENS], apart):
+        at = (first + m) * width
+        embed(matrices[shape[EMBEDDING]], ids[m], x, at, spare)
+        for i in range(hidden):
+            x[at + i] *= numbers[EMBEDDING_SCALE]
+        for i in range(hidden, width):
+            x[at + i] = np.float32(0)
+        if shape[POSITION_ROWS] != 0:
+            rows = floats_at(shape[POSITION_ROWS], shape[POSITION_COUNT] * hidden)
+            for i in range(hidden):
+                x[at + i] += rows[positions[m] * hidden + i]
+
+
+@compiled
+def attention(thread, threads, common, part, model, number, step, batch, cache, floats, small, own):
+    """The first half of a block: from x to what is to be added to it."""
+    shape, _, layers, matrices, _, _ = model
+    _, positions, texts, blocks, _ = batch
+    x, y, held, normed, q, k, v, mixed, _, _ = floats
+    layer, tokens = layers[number], step[TOKENS]
+    width, query, key = (
+        padded(shape[HIDDEN], BLOCK),
+        padded(shape[HEADS] * shape[HEAD_DIM], BLOCK),
+        padded(shape[KV_HEADS] * shape[HEAD_DIM], BLOCK),
+    )
+    begin, apart, first = share(tokens, thread, threads)
+    for m in range(begin, tokens, apart):
+        at = (first + m) * width
+        ready(model, layer[BEFORE_ATTENTION], x, at, width, normed, at)
+        shrink(matrices[layer[QUERY]], normed, at, small, first + m)
+    if tokens > 1:
+        wait_for_all(common, threads)
+    product(common, part, threads, matrices[layer[QUERY]], normed, small, first, tokens, q, query)
+    product(common, part + 1, threads, matrices[layer[KEY]], normed, small, first, tokens, k, key)
+    product(common, part + 2, threads, matrices[layer[VALUE]], normed, small, first, tokens, v, key)
+    wait_for_all(common, threads)
+    for m in range(thread, tokens, threads):
+        prepare(model, number, positions[m], blocks[texts[m]], m, q, k, v, cache, own[1][thread], own[2][thread])
+    wait_for_all(common, threads)
+    tiles = -(-tokens // TOKENS_OF_PIECE)
+    piece = claim(common, part + 3)
+    while piece < tiles * shape[KV_HEADS]:
+        kv_head, tile = piece % shape[KV_HEADS], piece // shape[KV_HEADS]
+        for m in range(tile * TOKENS_OF_PIECE, min(tokens, (tile + 1) * TOKENS_OF_PIECE)):
+            attend(
+                model,
+                number,
+                positions[m],
+                blocks[texts[m]],
+                m,
+                kv_head,
+                q,
+                cache,
+                mixed,
+                own[0][thread],
+                own[1][thread],
+            )
+        piece = claim(common, part + 3)
+    wait_for_all(common, threads)
+    output = matrices[layer[OUTPUT]]
+    for m in range(begin, tokens, apart):
+        shrink(output, mixed, m * query, small, first + m)
+    if tokens > 1:
+        wait_for_all(common, threads)
+    answer = held if shape[PARALLEL] == 1 else y
+    product(common, part + 4, threads, output, mixed, small, copies_of(output, first), tokens, answer, width)
+    wait_for_all(common, threads)
+
+
+@compiled
+def feed_forward(thread, threads, common, part, model, number, step, floats, small):
+    """The second half of a block: what attention has made is added to x, and what is made of that to x again."""
+    shape, _, layers, matrices, _, _ = model
+    x, y, held, normed, _, _, _, _, gate, up = floats
+    layer, tokens, parallel = layers[number], step[TOKENS], shape[PARALLEL] == 1
+    width, inside = padded(shape[HIDDEN], BLOCK), padded(shape[INTERMEDIATE], BLOCK)
+    begin, apart, first = share(tokens, thread, threads)
+    for m in range(begin, tokens, apart):
+        at = (first + m) * width
+        if not parallel:
+            answered(model, layer[AFTER_ATTENTION], x, at, y, m * width, width, normed, at)
+        ready(model, layer[BEFORE_FEED_FORWARD], x, at, width, normed, at)
+        shrink(matrices[layer[UP]], normed, at, small, first + m)
+    if tokens > 1:
+        wait_for_all(common, threads)
+    matrix, gated = matrices[layer[UP]], layer[GATE] >= 0
+    groups = groups_of(matrix)
+    size = groups_of_piece(matrix, groups, threads)
+    piece = claim(common, part) * size
+    while piece < groups:
+        end = min(groups, piece + size)
+        multiply(matrix, piece, end, normed, small, first, tokens, up, inside)
+        if gated:
+            multiply(matrices[layer[GATE]], piece, end, normed, small, first, tokens, gate, inside)
+        for m in range(tokens):
+            for i in range(m * inside + GROUP * piece, m * inside + GROUP * end, GROUP):
+                here = load_floats(up, i)
+                if gated:
+                    here = activated(load_floats(gate, i), shape[ACTIVATION]) * here
+                else:
+                    here = activated(here, shape[ACTIVATION])
+                store_floats(up, i, here)
+        piece = claim(common, part) * size
+    wait_for_all(common, threads)
+    down = matrices[layer[DOWN]]
+    for m in range(begin, tokens, apart):
+        shrink(down, up, m * inside, small, first + m)
+    if tokens > 1:
+        wait_for_all(common, threads)
+    product(common, part + 1, threads, down, up, small, copies_of(down, first), tokens, y, width)
+    wait_for_all(common, threads)
+    for m in range(begin, tokens, apart):
+        at = (first + m) * width
+        if parallel:
+            add(x, at, held, m * width, width)
+        answered(model, layer[AFTER_FEED_FORWARD], x, at, y, m * width, width, normed, at)
+
+
+@compiled
+def predict(thread, threads, common, part, model, step, batch, floats, small):
+    """The logits of the wanted tokens."""
+    shape, _, _, matrices, _, _ = model
+    wanted, x, normed = batch[4], floats[0], floats[3]
+    count, width, head = step[WANTED], padded(shape[HIDDEN], BLOCK), matrices[shape[HEAD]]
+    begin, apart, first = share(count, thread, threads)
+    for m in range(begin, count, apart):
+        at = (first + m) * width
+        source = thread if step[TOKENS] == 1 else wanted[m]
+        ready(model, shape[FINAL_NORM], x, source * width, width, normed, at)
+        shrink(head, normed, at, small, first + m)
+    if count > 1:
+        wait_for_all(common, threads)
+    vocabulary = padded(head[ROWS], GROUP)
+    logits = floats_at(step[LOGITS], count * vocabulary)
+    product(common, part, threads, head, normed, small, first, count, logits, vocabulary)
+    wait_for_all(common, threads)
+
+
+@compiled
+def run(thread, threads, common, model, step, batch, cache, floats, small, own):
     """One thread's share of a step.
 
     Args:
-        ids: (tokens,); and where each stands in its text, `positions`, and which text that is, `texts`.
-        blocks: (texts, blocks), where the blocks of each text lie in the cache.
-        wanted: tokens whose logits are wanted.
+        common: what the threads have in common.
+        model: shape, numbers, layers, matrices, norms and angles, as `layout` makes them.
+        step: what is to be done, as `TOKENS` and the following say.
+        batch: the ids (tokens,), where each stands in its text, which text that is; (texts, blocks), where the blocks
+            of each text lie in the cache; and the tokens whose logits are wanted.
         cache: keys, values, and their factors in a cache of 8 bits.
         floats: the vectors between the matrices, (tokens, padded width) each.
-        small: what of them is in 8 bits.
-        own: for each thread, scores, and room for a head in floats and in halves.
-        logits: (wanted, padded vocabulary), to be filled.
+        small: the one that is multiplied next in 8 bits, as `to_bytes` makes it.
+        own: for each thread, room for scores, for a vector, and for it in half precision.
     """
-    x, y, held, normed, q, k, v, mixed, gate, up = floats
-    signed, words, factors, offsets, sums = small
-    scores, spare, halves = own[0][thread], own[1][thread], own[2][thread]
-    tokens, centred, epsilon = len(ids), shape[CENTRED] == 1, numbers[EPSILON]
-    width, inside = padded(shape[HIDDEN], BLOCK), padded(shape[INTERMEDIATE], BLOCK)
-    query = padded(shape[HEADS] * shape[HEAD_DIM], BLOCK)
-    key = padded(shape[KV_HEADS] * shape[HEAD_DIM], BLOCK)
-    strides = (query, key)
-    alone = tokens == 1
-    first = thread if alone else 0  # of a single token each thread has its own copies
-    begin, apart = (0, 1) if alone else (thread, threads)
-    for m in range(begin, tokens, apart):
-        at = (first + m) * width
-        embed(matrices[shape[EMBEDDING]], ids[m], x, at, spare)
-        for i in range(shape[HIDDEN]):
-            x[at + i] *= numbers[EMBEDDING_SCALE]
-        for i in range(shape[HIDDEN], width):
-            x[at + i] = np.float32(0)
-        if shape[POSITION_ROWS] != 0:
-            rows = floats_at(shape[POSITION_ROWS], shape[POSITION_COUNT] * shape[HIDDEN])
-            for i in range(shape[HIDDEN]):
-                x[at + i] += rows[positions[m] * shape[HIDDEN] + i]
-    part = 0
-    for number in range(shape[LAYERS]):
-        layer = layers[number]
-        for m in range(begin, tokens, apart):
-            at = (first + m) * width
-            ready(x, at, width, layer[BEFORE_ATTENTION], norms, centred, epsilon, normed, at)
-            if matrices[layer[QUERY], BITS] < 32:
-                to_bytes(normed, at, width // BLOCK, signed, words, factors, offsets, sums, first + m)
-        if not alone:
-            wait_for_all(shared, threads)
-        product(shared, part, threads, matrices[layer[QUERY]], normed, small, first, tokens, q, query)
-        product(shared, part + 1, threads, matrices[layer[KEY]], normed, small, first, tokens, k, key)
-        product(shared, part + 2, threads, matrices[layer[VALUE]], normed, small, first, tokens, v, key)
-        wait_for_all(shared, threads)
-        for m in range(thread, tokens, threads):
-            prepare(
-                shape, numbers, layer, number, norms, angles, positions[m], blocks[texts[m]], m, q, k, v, strides,
-                cache, spare, halves,
-            )  # fmt: skip
-        wait_for_all(shared, threads)
-        tiles = -(-tokens // TOKENS_OF_PIECE)
-        piece = claim(shared, part + 3)
-        while piece < tiles * shape[KV_HEADS]:
-            kv_head, tile = piece % shape[KV_HEADS], piece // shape[KV_HEADS]
-            for m in range(tile * TOKENS_OF_PIECE, min(tokens, (tile + 1) * TOKENS_OF_PIECE)):
-                attend(
-                    shape, numbers, layer, number, positions[m], blocks[texts[m]], m, kv_head, q, query, cache, mixed,
-                    scores, spare,
-                )  # fmt: skip
-            piece = claim(shared, part + 3)
-        wait_for_all(shared, threads)
-        if alone:  # each thread its own copy, as of all that it reads by itself
-            if matrices[layer[OUTPUT], BITS] < 32:
-                to_bytes(mixed, 0, query // BLOCK, signed, words, factors, offsets, sums, first)
-        else:
-            for m in range(thread, tokens, threads):
-                if matrices[layer[OUTPUT], BITS] < 32:
-                    to_bytes(mixed, m * query, query // BLOCK, signed, words, factors, offsets, sums, m)
-            wait_for_all(shared, threads)
-        part += 4
-        parallel = shape[PARALLEL] == 1
-        answer = held if parallel else y
-        product(shared, part, threads, matrices[layer[OUTPUT]], mixed, small, first if matrices[layer[OUTPUT], BITS] < 32 else 0, tokens, answer, width)
-        wait_for_all(shared, threads)
-        for m in range(begin, tokens, apart):
-            at = (first + m) * width
-            if not parallel:
-                if layer[AFTER_ATTENTION] >= 0:
-                    ready(y, m * width, width, layer[AFTER_ATTENTION], norms, centred, epsilon, normed, at)
-                    add(x, at, normed, at, width)
-                else:
-                    add(x, at, y, m * width, width)
-            ready(x, at, width, layer[BEFORE_FEED_FORWARD], norms, centred, epsilon, normed, at)
-            if matrices[layer[UP], BITS] < 32:
-                to_bytes(normed, at, width // BLOCK, signed, words, factors, offsets, sums, first + m)
-        if not alone:
-            wait_for_all(shared, threads)
-        part += 1
-        matrix = matrices[layer[UP]]
-        groups = groups_of(matrix)
-        size = groups_of_piece(matrix, groups, threads)
-        piece = claim(shared, part) * size
-        while piece < groups:
-            end = min(groups, piece + size)
-            multiply(matrix, piece, end, normed, small, first, tokens, up, inside)
-            if layer[GATE] >= 0:
-                multiply(matrices[layer[GATE]], piece, end, normed, small, first, tokens, gate, inside)
-            for m in range(tokens):
-                for i in range(m * inside + GROUP * piece, m * inside + GROUP * end, GROUP):
-                    if layer[GATE] >= 0:
-                        store_floats(up, i, activated(load_floats(gate, i), shape[ACTIVATION]) * load_floats(up, i))
-                    else:
-                        store_floats(up, i, activated(load_floats(up, i), shape[ACTIVATION]))
-            piece = claim(shared, part) * size
-        wait_for_all(shared, threads)
-        if alone:
-            if matrices[layer[DOWN], BITS] < 32:
-                to_bytes(up, 0, inside // BLOCK, signed, words, factors, offsets, sums, first)
-        else:
-            for m in range(thread, tokens, threads):
-                if matrices[layer[DOWN], BITS] < 32:
-                    to_bytes(up, m * inside, inside // BLOCK, signed, words, factors, offsets, sums, m)
-            wait_for_all(shared, threads)
-        part += 1
-        product(shared, part, threads, matrices[layer[DOWN]], up, small, first if matrices[layer[DOWN], BITS] < 32 else 0, tokens, y, width)
-        wait_for_all(shared, threads)
-        part += 1
-        for m in range(begin, tokens, apart):
-            at = (first + m) * width
-            if parallel:
-                add(x, at, held, m * width, width)
-            if layer[AFTER_FEED_FORWARD] >= 0:
-                ready(y, m * width, width, layer[AFTER_FEED_FORWARD], norms, centred, epsilon, normed, at)
-                add(x, at, normed, at, width)
-            else:
-                add(x, at, y, m * width, width)
-    if len(wanted) == 0:
-        return
-    if not alone:
-        wait_for_all(shared, threads)
-    # The last norm and the head, of the wanted tokens alone.
-    single = len(wanted) == 1
-    first = thread if single else 0
-    begin, apart = (0, 1) if single else (thread, threads)
-    head = matrices[shape[HEAD]]
-    for m in range(begin, len(wanted), apart):
-        source, at = (thread if alone else wanted[m]) * width, (first + m) * width
-        ready(x, source, width, shape[FINAL_NORM], norms, centred, epsilon, normed, at)
-        if head[BITS] < 32:
-            to_bytes(normed, at, width // BLOCK, signed, words, factors, offsets, sums, first + m)
-    if not single:
-        wait_for_all(shared, threads)
-    vocabulary = padded(head[ROWS], GROUP)
-    product(shared, part, threads, head, normed, small, first, len(wanted), logits, vocabulary)
+    embed_all(thread, threads, model, step, batch, floats, own)
+    if step[TOKENS] > 1:
+        wait_for_all(common, threads)
+    part, layers = 0, model[0][LAYERS]
+    for number in range(layers):
+        attention(thread, threads, common, part, model, number, step, batch, cache, floats, small, own)
+        feed_forward(thread, threads, common, part + 5, model, number, step, floats, small)
+        part += PARTS_OF_LAYER
+    if step[TOKENS] > 1:
+        wait_for_all(common, threads)
+    if step[WANTED] > 0:
+        predict(thread, threads, common, part, model, step, batch, floats, small)
+    else:
+        wait_for_all(common, threads)
+
+
+@compiled
+def serve(thread, threads, common, model, step, batch, cache, floats, small, own):
+    """A thread's shares of one step after the other; the arguments are those of `run`."""
+    while next_step(common, thread):
+        run(thread, threads, common, model, step, batch, cache, floats, small, own)
+        step_is_done(common, thread)

@@ -1,58 +1,63 @@
 """Several threads in one step: they share out its work as they go, and wait for each other between its parts.
 
-    team().run(lambda thread, threads: kernel(thread, threads, synchronisation, ...), synchronisation)
+    team().run(job)
 
-One step at a time in a process, however many models there are: more threads than cores would only wait for each other.
+Threads that have finished a step look out for the next one for a while before they sleep: a token's step is over in
+less time than it takes to wake a thread. One step at a time in a process, however many models there are: more threads
+than cores would only wait for each other.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+import time
+import weakref
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from numba import types
 
 from rhapsode.base.machine import threads as cores
 from rhapsode.inference.kernels.compiled import compiled
-from rhapsode.inference.kernels.vectors import atomic_add, atomic_load, atomic_store, pause
+from rhapsode.inference.kernels.vectors import atomic_add, atomic_load, atomic_store, cycles, pause
 
-ARRIVED, ROUND, FAILED, CLAIMS = 0, 8, 16, 24
-"""Places in an array of synchronisation, each on a line of the cache of its own; claims of parts from the last one on."""
-APART = 8
+STEPS, LEAVE, FAILED, ARRIVED, ROUNDS, FIRST_AWAKE, FIRST_DONE, CLAIMS = (8 * n for n in (0, 1, 2, 3, 4, 5, 69, 133))
+"""Places in what threads have in common, each on a line of the cache of its own. For each thread one says whether it
+looks out for steps, one how many it has done; for each part of a step, from the last one on, how much is taken."""
+APART, MOST_THREADS = 8, 64
 PATIENCE = 2_000
 """Looks at a number that another thread shall change, before others may have the core."""
+LOOKOUT = 5_000_000
+"""Cycles for which a thread looks out for the next step: 2 ms, and little less than drawing a token may take."""
 
-_give_way = types.ExternalFunction(
-    "SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32()
-)
+_give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
 
-def synchronisation(parts: int) -> np.ndarray:
-    """What threads of a step of so many parts have in common, as they find it in the beginning."""
+def in_common(parts: int) -> np.ndarray:
+    """What the threads of steps of so many parts have in common."""
     return np.zeros(CLAIMS + APART * parts, np.int64)
 
 
 @compiled
-def claim(shared, part):  # type: ignore[no-untyped-def]
+def claim(common, part):
     """The next piece of a part of the step that nobody has yet."""
-    return atomic_add(shared, CLAIMS + APART * part, 1)
+    return atomic_add(common, CLAIMS + APART * part, 1)
 
 
 @compiled
-def wait_for_all(shared, threads):  # type: ignore[no-untyped-def]
+def wait_for_all(common, threads):
     """Go on when every thread has come here, or one has failed."""
     if threads == 1:
         return
-    before = atomic_load(shared, ROUND)
-    if atomic_add(shared, ARRIVED, 1) == threads - 1:
-        atomic_store(shared, ARRIVED, 0)
-        atomic_store(shared, ROUND, before + 1)
+    before = atomic_load(common, ROUNDS)
+    if atomic_add(common, ARRIVED, 1) == threads - 1:
+        atomic_store(common, ARRIVED, 0)
+        atomic_store(common, ROUNDS, before + 1)
         return
     looks = 0
-    while atomic_load(shared, ROUND) == before and atomic_load(shared, FAILED) == 0:
+    while atomic_load(common, ROUNDS) == before and atomic_load(common, FAILED) == 0:
         looks += 1
         if looks < PATIENCE:
             pause()
@@ -60,58 +65,124 @@ def wait_for_all(shared, threads):  # type: ignore[no-untyped-def]
             _give_way()
 
 
-Work = Callable[[int, int], None]
+@compiled
+def begin_step(common):
+    """Let the threads that look out begin a step."""
+    common[CLAIMS:] = 0
+    atomic_add(common, STEPS, 1)
+
+
+@compiled
+def next_step(common, thread):
+    """Wait for a step that this thread has not done; False if none comes, and it shall sleep."""
+    done, since = common[FIRST_DONE + APART * thread], cycles()
+    looks = 0
+    while atomic_load(common, STEPS) == done:
+        if atomic_load(common, LEAVE) != 0 or cycles() - since > LOOKOUT:
+            atomic_store(common, FIRST_AWAKE + APART * thread, 0)
+            if atomic_load(common, STEPS) == done or atomic_load(common, LEAVE) != 0:
+                return False
+            atomic_store(common, FIRST_AWAKE + APART * thread, 1)
+            break
+        looks += 1
+        if looks < PATIENCE:
+            pause()
+        else:
+            _give_way()
+    return True
+
+
+@compiled
+def is_awake(common, thread):
+    """Whether a thread looks out for steps."""
+    return atomic_load(common, FIRST_AWAKE + APART * thread) != 0
+
+
+@compiled
+def step_is_done(common, thread):
+    """Note that a thread has done one more step."""
+    atomic_store(common, FIRST_DONE + APART * thread, common[FIRST_DONE + APART * thread] + 1)
+
+
+class Job(Protocol):
+    """What computes steps, each as it finds it described in memory that its threads share."""
+
+    common: np.ndarray
+    """As `in_common`."""
+    threads: int
+    """At most as many as the team has."""
+
+    def step(self) -> None:
+        """The first thread's share of a step."""
+
+    def serve(self, thread: int) -> None:
+        """Another thread's shares of steps, until `next_step` says that none comes."""
 
 
 class Team:
     """Threads that wait for steps; whoever runs a step is the first of them."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = min(size, MOST_THREADS)
         self._lock = threading.Lock()
-        self._work: Work | None = None
-        self._count = 1
-        self._shared: np.ndarray | None = None
+        self._job: weakref.ref[Job] | None = None
         self._errors: list[BaseException] = []
-        self._starts = [threading.Semaphore(0) for _ in range(size - 1)]
-        self._ends = threading.Semaphore(0)
+        self._starts = [threading.Semaphore(0) for _ in range(1, self.size)]
         for number, start in enumerate(self._starts, start=1):
             threading.Thread(target=self._serve, args=(number, start), daemon=True, name=f"step {number}").start()
 
-    def run(self, work: Work, shared: np.ndarray, threads: int) -> None:
-        """Call `work(thread, threads)` for each of so many threads at once, at most as many as there are.
-
-        Args:
-            shared: the work's synchronisation, as new.
-        """
-        threads = min(threads, self.size)
+    def run(self, job: Job) -> None:
+        """Compute a step with as many threads as the job wants."""
         with self._lock:
-            if threads == 1:
-                work(0, 1)
+            common = job.common
+            if job.threads == 1:
+                begin_step(common)
+                job.step()
                 return
-            self._work, self._count, self._shared, self._errors = work, threads, shared, []
-            for start in self._starts[: threads - 1]:
-                start.release()
-            self._do(0)
-            for _ in range(threads - 1):
-                self._ends.acquire()
-            self._work = self._shared = None
-            if self._errors:
-                raise self._errors[0]
+            before = None if self._job is None else self._job()
+            if before is not job:
+                if before is not None:
+                    before.common[LEAVE] = 1
+                common[LEAVE] = 0
+                self._job = weakref.ref(job)
+            begin_step(common)
+            for number, start in enumerate(self._starts[: job.threads - 1], start=1):
+                if not is_awake(common, number):
+                    common[FIRST_AWAKE + APART * number] = 1
+                    start.release()
+            try:
+                job.step()
+            except BaseException:
+                common[FAILED] = 1
+                self._recover(job)
+                raise
+            if common[FAILED]:
+                self._recover(job)
+                raise self._errors.pop()
 
     def _serve(self, number: int, start: threading.Semaphore) -> None:
         while True:
             start.acquire()
-            self._do(number)
-            self._ends.release()
+            job = None if self._job is None else self._job()
+            if job is None:
+                continue
+            try:
+                job.serve(number)
+            except BaseException as error:  # it is raised where the step was asked for
+                self._errors.append(error)
+                job.common[FIRST_AWAKE + APART * number] = 0
+                job.common[FAILED] = 1
+            del job
 
-    def _do(self, number: int) -> None:
-        assert self._work is not None and self._shared is not None
-        try:
-            self._work(number, self._count)
-        except BaseException as error:  # it is raised where the step was asked for
-            self._errors.append(error)
-            self._shared[FAILED] = 1
+    def _recover(self, job: Job) -> None:
+        """Wait until no thread is in the step that has failed, and make ready for the next one."""
+        common = job.common
+        common[LEAVE] = 1
+        while any(is_awake(common, number) for number in range(1, job.threads)):
+            time.sleep(0.001)
+        common[LEAVE] = common[FAILED] = common[ARRIVED] = 0
+        for number in range(1, job.threads):
+            common[FIRST_DONE + APART * number] = common[STEPS]
 
 
 @cache

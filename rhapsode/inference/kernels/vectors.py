@@ -39,7 +39,7 @@ def has_byte_products() -> bool:
     return found.get("avxvnni", False) or (found.get("avx512vnni", False) and found.get("avx512vl", False))
 
 
-class Vector(types.Type):  # type: ignore[misc]  # Numba has no types
+class Vector(types.Type):
     """So many numbers in a register."""
 
     def __init__(self, element: ir.Type, lanes: int) -> None:
@@ -48,7 +48,7 @@ class Vector(types.Type):  # type: ignore[misc]  # Numba has no types
 
 
 @register_model(Vector)
-class VectorModel(PrimitiveModel):  # type: ignore[misc]
+class VectorModel(PrimitiveModel):
     """A vector as LLVM has it."""
 
     def __init__(self, manager: Any, vector: Vector) -> None:
@@ -118,9 +118,7 @@ load_floats = _load(FLOATS, types.float32)
 """8 floats."""
 load_bytes = _load(BYTES, types.uint8)
 """32 bytes."""
-load_halves = _load(
-    FLOATS, types.uint16, ir.VectorType(I16, LANES), lambda builder, loaded: _halves_to_floats(builder, loaded)
-)
+load_halves = _load(FLOATS, types.uint16, ir.VectorType(I16, LANES), lambda builder, loaded: _widened(builder, loaded))
 """8 half-precision numbers, widened."""
 repeat_bytes = _load(BYTES, types.int8, I32, lambda builder, loaded: _repeat(builder, loaded, BYTES))
 """4 bytes, 8 times over."""
@@ -128,7 +126,7 @@ repeat_words = _load(WORDS, types.int16, I32, lambda builder, loaded: _repeat(bu
 """2 numbers of 16 bits, 8 times over."""
 
 
-def _halves_to_floats(builder: Any, loaded: Any) -> Any:
+def _widened(builder: Any, loaded: Any) -> Any:
     return builder.fpext(builder.bitcast(loaded, ir.VectorType(F16, LANES)), FLOATS.llvm)
 
 
@@ -138,28 +136,16 @@ def _operation(result: Vector, arguments: tuple[Any, ...], build: Callable[..., 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return build(builder, *values)
 
-    # Numba counts the parameters that a typing function has.
-    if len(arguments) == 0:
+    def signature_for(*given: Any) -> Any:
+        return (result(*arguments), generate) if given == arguments else None
 
-        def typed(_: Any) -> Any:
-            return result(), generate
-
-    elif len(arguments) == 1:
-
-        def typed(_: Any, a: Any) -> Any:  # type: ignore[misc]
-            return (result(*arguments), generate) if a == arguments[0] else None
-
-    elif len(arguments) == 2:
-
-        def typed(_: Any, a: Any, b: Any) -> Any:  # type: ignore[misc]
-            return (result(*arguments), generate) if (a, b) == arguments else None
-
-    else:
-
-        def typed(_: Any, a: Any, b: Any, c: Any) -> Any:  # type: ignore[misc]
-            return (result(*arguments), generate) if (a, b, c) == arguments else None
-
-    return intrinsic(typed)
+    typings: tuple[Any, ...] = (  # Numba counts the parameters of the one that it gets
+        lambda _: signature_for(),
+        lambda _, a: signature_for(a),
+        lambda _, a, b: signature_for(a, b),
+        lambda _, a, b, c: signature_for(a, b, c),
+    )
+    return intrinsic(typings[len(arguments)])
 
 
 broadcast = _operation(FLOATS, (types.float32,), lambda builder, value: _repeat(builder, value, FLOATS))
@@ -219,15 +205,15 @@ words_to_integers = _operation(
 largest_lanes = _operation(
     FLOATS,
     (FLOATS, FLOATS),
-    lambda builder, a, b: _call(builder, "llvm.maxnum.v8f32", FLOATS.llvm, [a, b]),
+    lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b),
 )
-"""The larger number of each lane."""
+"""The larger number of each lane; b, where either is no number: one instruction, as the next."""
 smaller_lanes = _operation(
     FLOATS,
     (FLOATS, FLOATS),
-    lambda builder, a, b: _call(builder, "llvm.minnum.v8f32", FLOATS.llvm, [a, b]),
+    lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b),
 )
-"""The smaller number of each lane."""
+"""The smaller number of each lane; b, where either is no number."""
 magnitudes = _operation(FLOATS, (FLOATS,), lambda builder, a: _call(builder, "llvm.fabs.v8f32", FLOATS.llvm, [a]))
 """Without signs."""
 rounded = _operation(FLOATS, (FLOATS,), lambda builder, a: _call(builder, "llvm.rint.v8f32", FLOATS.llvm, [a]))
@@ -321,9 +307,7 @@ store_as_halves = _store(
     lambda builder, value: builder.bitcast(builder.fptrunc(value, _EIGHT_HALVES), ir.VectorType(I16, LANES)),
 )
 """8 floats in half precision."""
-load_small = _load(
-    FLOATS, types.int8, _EIGHT_BYTES, lambda builder, loaded: builder.sitofp(loaded, FLOATS.llvm)
-)
+load_small = _load(FLOATS, types.int8, _EIGHT_BYTES, lambda builder, loaded: builder.sitofp(loaded, FLOATS.llvm))
 """8 bytes with signs, as floats."""
 
 
@@ -341,9 +325,7 @@ def _view(element: Any) -> Any:
             array = context.make_array(array_type)(context, builder)
             width = context.get_abi_sizeof(context.get_data_type(element))
             data = builder.inttoptr(place, context.get_data_type(element).as_pointer())
-            populate_array(
-                array, data, [size], [ir.Constant(I64, width)], ir.Constant(I64, width), meminfo=None
-            )
+            populate_array(array, data, [size], [ir.Constant(I64, width)], ir.Constant(I64, width), meminfo=None)
             return array._getvalue()
 
         return array_type(address, count), build
@@ -365,8 +347,8 @@ _over = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, a, b: builder.fdiv(
 
 
 def _written_as(sign: Any, operation: Any) -> None:
-    @overload(sign)  # type: ignore[untyped-decorator]
-    def _(a, b):  # type: ignore[no-untyped-def]  # Numba compares signatures
+    @overload(sign)
+    def _(a, b):  # Numba compares signatures
         if a == FLOATS and b == FLOATS:
             return lambda a, b: operation(a, b)
         return None
@@ -389,17 +371,11 @@ def _atomic(build: Callable[..., Any], values: int) -> Any:
         pointer = _pointer(context, builder, signature.args[0], arguments[0], place, 1, I64)
         return build(builder, pointer, *given)
 
-    if values == 0:
-
-        def typed(_: Any, array: Any, index: Any) -> Any:
-            return types.int64(array, index), generate
-
-    else:
-
-        def typed(_: Any, array: Any, index: Any, value: Any) -> Any:  # type: ignore[misc]
-            return types.int64(array, index, value), generate
-
-    return intrinsic(typed)
+    typings: tuple[Any, ...] = (
+        lambda _, array, index: (types.int64(array, index), generate),
+        lambda _, array, index, value: (types.int64(array, index, value), generate),
+    )
+    return intrinsic(typings[values])
 
 
 def _stored(builder: Any, pointer: Any, value: Any) -> Any:
@@ -416,7 +392,7 @@ atomic_store = _atomic(_stored, 1)
 
 
 @intrinsic
-def pause(_):  # type: ignore[no-untyped-def]
+def pause(_):
     """Tell the processor that this thread only waits."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -424,3 +400,28 @@ def pause(_):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(), build
+
+
+@intrinsic
+def cycles(_):
+    """The processor's clock."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _call(builder, "llvm.readcyclecounter", I64, [])
+
+    return types.int64(), build
+
+
+@intrinsic
+def prefetch(_, array, index):
+    """Have the line of memory of an element brought near; it may lie beyond the array."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        of = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = context.cast(builder, arguments[1], signature.args[1], types.int64)
+        pointer = builder.bitcast(builder.gep(of.data, [place]), I8.as_pointer())
+        hints = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, soon again, data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+        return context.get_dummy_value()
+
+    return types.void(array, index), build
