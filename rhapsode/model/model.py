@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.decoder import Decoder
@@ -23,6 +25,27 @@ def new_model(config: ModelConfig) -> Model:
     return Encoder(config) if config.kind == "encoder" else EncoderDecoder(config)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the normal numbers that torch fills embeddings with: to draw them where there is no memory to draw
+    them to, it imports its compiler, for two seconds."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        arguments: Sequence[Any] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = options or {}
+        return options["tensor"] if function is nn.init.normal_ else function(*arguments, **options)
+
+
+def weightless(config: ModelConfig) -> Model:
+    """A model of this shape whose parameters have shapes and no numbers."""
+    with torch.device("meta"), _Undrawn():
+        return new_model(config)
+
+
 def filled(
     config: ModelConfig, weights: Callable[[Shapes], Iterator[tuple[str, Tensor]]], device: torch.device | str = "cpu"
 ) -> Model:
@@ -31,8 +54,7 @@ def filled(
     Args:
         weights: gives the value of each parameter of these shapes, by name, in fp32.
     """
-    with torch.device("meta"):
-        model = new_model(config)
+    model = weightless(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, tensor in weights(shapes):
         module, _, leaf = name.rpartition(".")

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rhapsode.base.errors import DamagedError, InputError, shown
 from rhapsode.base.files import read_json
 from rhapsode.base.progress import Progress
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.folder import DOES, QUANTIZED, config_values, read_config, save_description
-from rhapsode.model.model import new_model
+from rhapsode.model.model import weightless
 from rhapsode.model.packed import (
     BITS,
     COLUMNS,
@@ -91,7 +90,7 @@ def load_packed(folder: Path) -> PackedModel:
     _require_format(files)
     if config.layers > len(files.names):  # else a number in a configuration were enough to build layers for hours
         raise _damaged(files, f"has {len(files.names):,} tensors; config.json asks for {config.layers:,} layers")
-    shapes = _shapes(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in weightless(config).named_parameters()}
     _require_names(files, shapes)
     matrices: dict[str, PackedMatrix] = {}
     vectors: dict[str, npt.NDArray[np.float32]] = {}
@@ -106,12 +105,6 @@ def load_packed(folder: Path) -> PackedModel:
     if packed.bits != bits:
         raise _damaged(files, f"has weights of {packed.bits} bits; config.json says {bits}")
     return packed
-
-
-def _shapes(config: ModelConfig) -> Shapes:
-    """Of all parameters of a model."""
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in new_model(config).named_parameters()}
 
 
 def _require_format(files: TensorFiles) -> None:

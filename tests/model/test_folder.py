@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,15 @@ def test_a_whole_folder_has_every_file_and_no_pickle(tmp_path: Path, make_decode
     generation = json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))
     assert generation["eos_token_id"] == tokenizer.end_of_text_id
     assert generation["pad_token_id"] == tokenizer.padding_id != tokenizer.end_of_text_id
+
+
+def test_loading_does_not_import_torch_s_compiler(folder: Path) -> None:
+    """Which takes two seconds, for nothing."""
+    program = (
+        "import sys, pathlib; from rhapsode.model.folder import load_model; load_model(pathlib.Path(sys.argv[1])); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, folder], check=True)
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.01, 0.5, -1])
