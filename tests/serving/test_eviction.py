@@ -63,7 +63,7 @@ def test_the_longest_unused_goes(address: str) -> None:
 
 def test_a_model_in_use_stays(address: str, folders: dict[str, Path]) -> None:
     never = {str(id): -100 for id in Tokenizer.load(folders["base"]).special_tokens.values()}
-    long = {"prompt": "a", "max_tokens": 500, "stream": True, "logit_bias": never, "temperature": 0}
+    long = {"prompt": "a", "max_tokens": 500, "n": 16, "stream": True, "logit_bias": never, "temperature": 0.1}
     url = f"{address}/v1/completions"
     with (
         httpx.stream("POST", url, json={"model": "one", **long}, timeout=60) as first,
