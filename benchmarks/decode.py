@@ -37,9 +37,9 @@ from turns import Worker
 from rhapsode.base.machine import memory_bandwidth, prepare, processor, threads
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.opening import open_model
+from rhapsode.inference.cache_type import NUMBER_BYTES
 from rhapsode.inference.engine import Engine
 from rhapsode.inference.sampling import Sampling
-from rhapsode.inference.step import NUMBER_BYTES
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families import FAMILIES

@@ -19,9 +19,10 @@ from rhapsode.base.machine import prepare
 from rhapsode.base.machine import threads as cores
 from rhapsode.exchange import gguf_model
 from rhapsode.exchange.opened import Opened
+from rhapsode.inference.cache_type import NUMBER_BYTES, CacheType
 from rhapsode.inference.kernels.step import KernelStep
 from rhapsode.inference.speed import weight_bytes
-from rhapsode.inference.step import NUMBER_BYTES, CacheType, Reading, Step
+from rhapsode.inference.step import Reading, Step
 from rhapsode.model.block_cache import BLOCK
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.folder import load_model, read_config, save_model

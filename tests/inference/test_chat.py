@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rhapsode.base.errors import InputError
 from rhapsode.inference.chat import Chat, ChatTemplate, Turn, is_tuned_for_chat
+from rhapsode.inference.kernels.choice import SWITCH
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.sampling import Sampling
 from rhapsode.tokenizer.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START, Tokenizer
@@ -131,6 +132,8 @@ def test_a_tuned_model_stops_at_the_end_of_its_turn(
         return said
 
     monkeypatch.setattr(tuned.model.head, "forward", head)
+    monkeypatch.setenv(SWITCH, "0")  # kernels read the weights, whatever the modules say
+    monkeypatch.setattr(tuned, "_engine", None)
     chat = Chat(tuned, Sampling(temperature=0.0))
     pieces = list(chat.say("Well?"))
     assert pieces[-1].finish_reason == "end of text"

@@ -59,7 +59,7 @@ def test_opening_unpacks_nothing(folder: Path, by_byte_pairs: LanguageModel) -> 
 def test_it_is_the_model_that_the_packed_numbers_stand_for(
     folder: Path, by_byte_pairs: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SWITCH, "0")  # kernels round what they multiply with, too
+    monkeypatch.setenv(SWITCH, "0")  # kernels bring to 8 bits what the packed numbers are multiplied with, too
     packed = load_packed(folder)
     plain = LanguageModel(unpacked_model(packed), by_byte_pairs.tokenizer, provenance={"parent": "mytext"})
     model = rhapsode.load(folder, "cpu")

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhapsode.inference.cache_type import CacheType
 from rhapsode.inference.kernels.attention import POSITIONS, keep, load_kept, mix, score, soften
 from rhapsode.inference.kernels.compiled import compiled
 from rhapsode.inference.kernels.vectors import store_floats
-from rhapsode.inference.step import CacheType
 from rhapsode.model.block_cache import BLOCK
 
 from .oracles import EPSILON
