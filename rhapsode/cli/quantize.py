@@ -70,7 +70,7 @@ def _show(done: Quantized) -> None:
     if done.loss is not None:
         loss = done.loss
         table.add_row("perplexity", f"{loss.perplexity:.3f}", f"{loss.packed_perplexity:.3f}", f"{loss.increase:+.2%}")
-        table.add_row("KL divergence", "", f"{loss.divergence:.2g}", f"nats per token, over {loss.tokens:,} tokens")
+        table.add_row("KL divergence", "", f"{loss.divergence:.1e}", f"nats per token, over {loss.tokens:,} tokens")
     console().print(table)
     if done.loss is None:
         print("\nWhat that costs was not measured, for there was no text: give some with --texts.")

@@ -2,7 +2,8 @@
 
     rhapsode quantize runs/mytext --bits 8 --out mytext-8bit
 
-Weights are rounded, nothing else; what kernels round besides, to multiply faster, is not measured here.
+The cost is that of the steps that write texts here: where kernels compute them, they round what weights are multiplied
+with, too.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from rhapsode.base.progress import Progress
 from rhapsode.exchange.doors import generation_of, require_free, source_of
 from rhapsode.exchange.opened import Opened
 from rhapsode.exchange.opening import open_model
+from rhapsode.inference.block_pool import blocks_of
 from rhapsode.inference.evaluation import LOGITS_AT_ONCE, windows
+from rhapsode.inference.language_model import LanguageModel
+from rhapsode.inference.step import Reading, Step
 from rhapsode.model.decoder import Decoder
-from rhapsode.model.packed import PackedModel, pack_model, require_packable, unpacked_model
+from rhapsode.model.packed import PackedModel, pack_model, require_packable
 from rhapsode.model.packed_folder import save_packed
 from rhapsode.tokenizer.store import TokenStore
 from rhapsode.tokenizer.tokenizer import Tokenizer
@@ -115,7 +119,11 @@ def quantize(
         tokens = _first_tokens(opened.tokenizer, documents)
     with Progress("packing", decoder.config.parameters, "numbers") as progress:
         packed = pack_model(decoder, bits, progress)
-    loss = None if tokens is None else measured(decoder, unpacked_model(packed), tokens)
+    loss = None
+    if tokens is not None:
+        context = min(decoder.config.context_length, LONGEST_WINDOW)
+        step = LanguageModel(packed, opened.tokenizer, where=opened.where).step(blocks_of(context))
+        loss = measured(decoder, step, tokens)
     with new_folder(out, replace=force) as folder:
         provenance = _provenance(opened, bits, loss)
         save_packed(folder, packed, opened.tokenizer, provenance, generation=generation_of(opened), quiet=False)
@@ -124,10 +132,13 @@ def quantize(
 
 
 @torch.no_grad()
-def measured(model: Decoder, packed: Decoder, tokens: npt.NDArray[np.integer[Any]]) -> Loss:
+def measured(model: Decoder, step: Step, tokens: npt.NDArray[np.integer[Any]]) -> Loss:
     """What a text costs a model with rounded weights more than the same one without, in windows side by side.
 
     Args:
+        model: in fp32.
+        step: computes steps with rounded weights; its cache has room for a window, of the model's context or
+            `LONGEST_WINDOW` tokens.
         tokens: (tokens,); no more than `MEASURED` are predicted.
 
     Raises:
@@ -145,14 +156,14 @@ def measured(model: Decoder, packed: Decoder, tokens: npt.NDArray[np.integer[Any
     with Progress("measuring", len(tokens) - 1, "tokens") as progress:
         for start, end, _ in windows(len(tokens), context, context):
             ids = torch.from_numpy(tokens[start : end + 1].astype(np.int64))
-            hidden = [one.hidden(ids[None, :-1])[0] for one in (model, packed)]  # (time, hidden) each
+            hidden = model.hidden(ids[None, :-1])[0]  # (time, hidden)
+            blocks = range(blocks_of(end - start))
             for first in range(0, end - start, rows):
-                some = slice(first, first + rows)
-                ours, theirs = (
-                    one.head(states[some]).float().log_softmax(dim=-1)  # (some, vocabulary)
-                    for one, states in zip((model, packed), hidden, strict=True)
-                )
-                wanted = ids[1:][some, None]
+                wanted = ids[1:][first : first + rows, None]
+                read = ids[first : first + len(wanted)].tolist()
+                (logits,) = step([Reading(read, blocks, first, len(read))])
+                ours = model.head(hidden[first : first + rows]).float().log_softmax(dim=-1)  # (some, vocabulary)
+                theirs = torch.from_numpy(logits).log_softmax(dim=-1)
                 nats -= [float(logs.gather(1, wanted).double().sum()) for logs in (ours, theirs)]
                 divergence += float((ours.exp() * (ours - theirs)).sum(dtype=torch.float64))
             progress.advance(end - start)

@@ -12,8 +12,10 @@ import torch
 import rhapsode
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.exchange.opening import open_model, outline
-from rhapsode.inference.kernels.choice import SWITCH
+from rhapsode.inference.chat import Chat
+from rhapsode.inference.kernels.choice import SWITCH, refused
 from rhapsode.inference.language_model import LanguageModel
+from rhapsode.inference.sampling import Sampling
 from rhapsode.model.folder import load_config
 from rhapsode.model.packed import pack_model, unpacked, unpacked_model
 from rhapsode.model.packed_folder import load_packed, save_packed
@@ -66,6 +68,19 @@ def test_it_is_the_model_that_the_packed_numbers_stand_for(
     for name, parameter in model.model.named_parameters():
         expected = unpacked(packed.matrices[name]) if name in packed.matrices else packed.vectors[name]
         assert np.array_equal(parameter.detach().numpy(), expected), name
+
+
+def test_writing_with_kernels_unpacks_nothing(folder: Path) -> None:
+    model = rhapsode.load(folder, "cpu")
+    assert model.packed is not None
+    if refused(model.packed) is not None:
+        pytest.skip("kernels cannot be used here")
+    for method in (model.generate, model.search):
+        method(PROMPT, max_new_tokens=4)
+    model.speculate("prompt")
+    model.generate(PROMPT, max_new_tokens=4)
+    assert list(Chat(model, Sampling(max_new_tokens=4)).say(PROMPT))
+    assert not is_unpacked(model)
 
 
 def test_the_engine_is_kept(folder: Path) -> None:

@@ -15,8 +15,10 @@ from rhapsode.base.errors import InputError, NotFiniteError
 from rhapsode.cli.main import run
 from rhapsode.exchange.doors import export_model, import_model
 from rhapsode.inference import quantization
+from rhapsode.inference.block_pool import blocks_of
 from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.inference.quantization import Loss, measured, quantize
+from rhapsode.inference.step import TorchStep
 from rhapsode.model.config import Experts
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families import FAMILIES
@@ -29,6 +31,11 @@ from rhapsode.tokenizer.train import train_tokenizer
 from .conftest import CONTEXT, random_decoder
 
 TEXT = "Before we proceed any further, hear me speak. " * 4
+
+
+def step_of(model: Decoder) -> TorchStep:
+    """Steps without kernels, which round more than weights, for a window."""
+    return TorchStep(model, blocks_of(CONTEXT))
 
 
 def packed_twin(model: Decoder, bits: int) -> Decoder:
@@ -89,7 +96,7 @@ def test_the_loss_is_what_all_logits_say(
     monkeypatch.setattr(quantization, "LOGITS_AT_ONCE", 5 * by_byte_pairs.config.vocabulary_size)
     tokens = by_byte_pairs.tokenizer.encode(TEXT)[: CONTEXT + 20]
     ours, theirs = by_byte_pairs.decoder(), packed_twin(by_byte_pairs.decoder(), bits)
-    found = measured(ours, theirs, np.array(tokens))
+    found = measured(ours, step_of(theirs), np.array(tokens))
     nats, divergences = [[], []], []
     for start in range(0, len(tokens) - 1, CONTEXT):
         window = tokens[start : start + CONTEXT + 1]
@@ -110,10 +117,25 @@ def test_the_loss_is_what_all_logits_say(
 def test_no_difference_is_no_loss_and_fewer_bits_lose_more(by_byte_pairs: LanguageModel) -> None:
     tokens, model = np.array(by_byte_pairs.tokenizer.encode(TEXT)), by_byte_pairs.decoder()
     same, eight, four = (
-        measured(model, other, tokens) for other in (model, packed_twin(model, 8), packed_twin(model, 4))
+        measured(model, step_of(other), tokens) for other in (model, packed_twin(model, 8), packed_twin(model, 4))
     )
-    assert same.divergence == 0 and same.nats == same.packed_nats and same.increase == 0
+    assert same.divergence == pytest.approx(0, abs=1e-9) and same.packed_nats == pytest.approx(same.nats, rel=1e-6)
     assert 0 < eight.divergence < four.divergence / 20
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_the_folder_loses_is_what_its_steps_lose(
+    byte_pair_folder: Path, by_byte_pairs: LanguageModel, tmp_path: Path, bits: int
+) -> None:
+    """Whoever computes them here; and that is about what the rounding of weights alone loses."""
+    loss = quantize(byte_pair_folder, tmp_path / "out", bits, documents=[TEXT]).loss
+    assert loss is not None
+    tokens = quantization._first_tokens(by_byte_pairs.tokenizer, [TEXT])
+    again = measured(by_byte_pairs.decoder(), load(tmp_path / "out", "cpu").step(blocks_of(CONTEXT)), tokens)
+    assert loss == again
+    of_weights = measured(by_byte_pairs.decoder(), step_of(packed_twin(by_byte_pairs.decoder(), bits)), tokens)
+    assert loss.packed_nats == pytest.approx(of_weights.packed_nats, rel=0.01)
+    assert loss.divergence < 0.01 if bits == 8 else loss.divergence < 2 * of_weights.divergence
 
 
 def test_no_more_is_measured_than_is_told(by_byte_pairs: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +150,7 @@ def test_no_more_is_measured_than_is_told(by_byte_pairs: LanguageModel, monkeypa
     tokens = quantization._first_tokens(by_byte_pairs.tokenizer, documents())
     assert len(asked) < 10
     assert tokens.tolist().count(by_byte_pairs.tokenizer.end_of_text_id) == len(asked)
-    assert measured(model, model, tokens).tokens == 10
+    assert measured(model, step_of(model), tokens).tokens == 10
 
 
 def test_texts_that_are_too_short(byte_pair_folder: Path, tmp_path: Path, by_byte_pairs: LanguageModel) -> None:
@@ -136,7 +158,7 @@ def test_texts_that_are_too_short(byte_pair_folder: Path, tmp_path: Path, by_byt
         with pytest.raises(InputError, match="there is no text in what was named"):
             quantize(byte_pair_folder, tmp_path / "out", 8, documents=documents)
     with pytest.raises(InputError, match="a text of 1 tokens is too short"):
-        measured(by_byte_pairs.decoder(), by_byte_pairs.decoder(), np.array([1]))
+        measured(by_byte_pairs.decoder(), step_of(by_byte_pairs.decoder()), np.array([1]))
     assert not list(tmp_path.iterdir())
 
 
@@ -187,7 +209,7 @@ def test_values_that_are_not_finite(tmp_path: Path, by_characters: LanguageModel
     with pytest.raises(InputError, match=r"feed_forward\.down\.weight': it has values that are not finite"):
         quantize(tmp_path, tmp_path / "out", 8)
     with pytest.raises(NotFiniteError, match="not finite"):
-        measured(model, model, np.arange(9))
+        measured(model, step_of(model), np.arange(9))
 
 
 def test_the_command_says_what_it_did(
