@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rhapsode.base.errors import InputError
 from rhapsode.inference.cache_type import CacheType
 from rhapsode.inference.kernels import program
 from rhapsode.inference.kernels.attention import POSITIONS
@@ -124,12 +125,25 @@ class KernelStep:
         logits = np.empty((sum(reading.wanted for reading in readings), _padded(vocabulary, GROUP)), np.float32)
         found, first = [], 0
         for reading in readings:
+            self._check(reading)
             found.append(logits[first : first + reading.wanted, :vocabulary])
             first += reading.wanted
         done = 0
         for pieces in _together(readings):
             done += self._run(pieces, logits[done:])
         return found
+
+    def _check(self, reading: Reading) -> None:
+        """Refuse what lies outside of the tables: the program would read and write there."""
+        context, vocabulary = self._config.context_length, self._config.vocabulary_size
+        end = reading.past + len(reading.ids)
+        if end > context:
+            raise InputError(f"{end} tokens exceed the model's context of {context}")
+        if not 0 <= min(reading.ids) <= max(reading.ids) < vocabulary:
+            raise InputError(f"a token is none of the model's {vocabulary}")
+        used = reading.blocks[: -(-end // POSITIONS)]
+        if not 0 <= min(used) <= max(used) < self.blocks:
+            raise IndexError(f"a block is none of the cache's {self.blocks}")
 
     def _run(self, pieces: list[Reading], logits: np.ndarray) -> int:
         """Compute pieces of texts, `AT_ONCE` tokens at most; how many logits were wanted."""
