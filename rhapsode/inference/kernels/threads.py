@@ -9,6 +9,7 @@ than cores would only wait for each other.
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import time
@@ -127,9 +128,15 @@ class Team:
         self._lock = threading.Lock()
         self._job: weakref.ref[Job] | None = None
         self._errors: list[BaseException] = []
+        self._ended = False
         self._starts = [threading.Semaphore(0) for _ in range(1, self.size)]
-        for number, start in enumerate(self._starts, start=1):
-            threading.Thread(target=self._serve, args=(number, start), daemon=True, name=f"step {number}").start()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(number, start), daemon=True, name=f"step {number}")
+            for number, start in enumerate(self._starts, start=1)
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.end)
 
     def run(self, job: Job) -> None:
         """Compute a step with as many threads as the job wants."""
@@ -160,9 +167,22 @@ class Team:
                 self._recover(job)
                 raise self._errors.pop()
 
+    def end(self) -> None:
+        """End the threads: one that came back from a step to an interpreter that is gone would abort the process."""
+        self._ended = True
+        job = None if self._job is None else self._job()
+        if job is not None:
+            job.common[LEAVE] = 1
+        for start in self._starts:
+            start.release()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
     def _serve(self, number: int, start: threading.Semaphore) -> None:
         while True:
             start.acquire()
+            if self._ended:
+                return
             job = None if self._job is None else self._job()
             if job is None:
                 continue
