@@ -1,4 +1,4 @@
-"""`rhapsode foundations digits|hopfield|boltzmann|rbm|dbn|words|attention`: the networks before the transformer at work."""
+"""`rhapsode foundations NAME`: one of the networks before the transformer at work, and a page that shows it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Chosen = Annotated[Choices, Parameter(name="*")]
 
 
 @app.command(sort_key=0)
-def digits(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def digits(*, choices: Chosen = Choices()) -> None:
     """Backpropagation: a network learns to read digits, another what word comes next."""
     from rhapsode.foundations.demonstrations.digits import demonstrate
 
@@ -47,7 +47,7 @@ def digits(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
 
 
 @app.command(sort_key=1)
-def hopfield(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def hopfield(*, choices: Chosen = Choices()) -> None:
     """Hopfield networks: noisy pictures are restored as the energy falls."""
     from rhapsode.foundations.demonstrations.hopfield import demonstrate
 
@@ -56,7 +56,7 @@ def hopfield(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
 
 
 @app.command(sort_key=2)
-def boltzmann(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def boltzmann(*, choices: Chosen = Choices()) -> None:
     """Boltzmann machines: units that flip by chance learn a probability, awake and dreaming."""
     from rhapsode.foundations.demonstrations.boltzmann import demonstrate
 
@@ -65,7 +65,7 @@ def boltzmann(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
 
 
 @app.command(sort_key=3)
-def rbm(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def rbm(*, choices: Chosen = Choices()) -> None:
     """Restricted Boltzmann machines: features of digits, learnt without labels."""
     from rhapsode.foundations.demonstrations.rbm import demonstrate
 
@@ -74,7 +74,7 @@ def rbm(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
 
 
 @app.command(sort_key=4)
-def dbn(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def dbn(*, choices: Chosen = Choices()) -> None:
     """Deep belief networks: layers that learn one after another, then all together from few labels."""
     from rhapsode.foundations.demonstrations.dbn import demonstrate
 
@@ -83,7 +83,7 @@ def dbn(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
 
 
 @app.command(sort_key=5)
-def words(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def words(*, choices: Chosen = Choices()) -> None:
     """Word vectors: what words stand near to each other, of the bundled Shakespeare."""
     from rhapsode.foundations.demonstrations.words import demonstrate
 
@@ -91,7 +91,7 @@ def words(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
 
 
 @app.command(sort_key=6)
-def attention(*, choices: Chosen = Choices()) -> None:  # noqa: B008  # frozen
+def attention(*, choices: Chosen = Choices()) -> None:
     """From associative memory to attention, the same numbers all the way."""
     from rhapsode.foundations.demonstrations.attention import demonstrate
 

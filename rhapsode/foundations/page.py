@@ -1,4 +1,4 @@
-"""The page that a demonstration leaves: text, formulas, figures, films and tables, in one file without scripts or network.
+"""The page that a demonstration leaves: text, formulas, figures, films, tables; one file without scripts or network.
 
     page = Page("Hopfield networks", "A memory that settles into the valleys of an energy")
     page.fact("Patterns stored", "13", "of 100 units")
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.path import Path as Outline
 
 HALF, WHOLE = (4.6, 2.9), (9.6, 3.2)
-"""Sizes of figures in inches, half as wide as the page and as wide as it. A figure is shown as wide as its inches say."""
+"""Sizes of figures in inches: half as wide as the page, and as wide. A figure is shown as wide as its inches say."""
 
 REMS_PER_INCH = 6.8  # 9.6 inches fill the page's 65 rem of text
 SECONDS_PER_FRAME = 0.35
@@ -73,7 +73,7 @@ class Page:
         return self._add("paragraph", parts=[(bool(number % 2), part) for number, part in enumerate(parts) if part])
 
     def formula(self, tex: str, meaning: str = "") -> Self:
-        r"""A formula on a line of its own, in the TeX that matplotlib knows, without dollars: r"E = -\frac{1}{2} s^T W s".
+        r"""A formula on a line of its own, in the TeX that matplotlib knows, as r"E = -\frac{1}{2} s^T W s".
 
         Args:
             meaning: what its letters stand for, in words.
@@ -135,11 +135,9 @@ class Page:
         environment.filters["drawn"] = Markup
         blocks = [(kind, list(group)) for kind, group in groupby(self._blocks, key=lambda block: block["kind"])]
         films = [block for block in self._blocks if block["kind"] == "figure" and len(block["frames"]) > 1]
+        own_style = (package / "page.css").read_text(encoding="utf-8")
         page = environment.from_string((package / "page.html").read_text(encoding="utf-8")).render(
-            style=page_style()
-            + (package / "page.css").read_text(encoding="utf-8")
-            + _film_style(films)
-            + _chosen(films),
+            style="".join([page_style(), own_style, _film_style(films), _chosen(films)]),
             title=self.title,
             subtitle=self.subtitle,
             facts=self.facts,
@@ -264,10 +262,8 @@ def _film_style(films: Sequence[Mapping[str, Any]]) -> str:
         total = count - 1 + LAST_FRAME_COUNTS
         seconds = f"{total * SECONDS_PER_FRAME:.2f}s"
         for kind, share in (("", 1 / total), ("-last", LAST_FRAME_COUNTS / total)):
-            until = f"{100 * share:.3f}%"
-            rules.append(
-                f"@keyframes {name}{kind} {{ 0% {{ visibility: visible; }} {until} {{ visibility: hidden; }} }}"
-            )
+            steps = f"0% {{ visibility: visible; }} {100 * share:.3f}% {{ visibility: hidden; }}"
+            rules.append(f"@keyframes {name}{kind} {{ {steps} }}")
         playing = f".{name}:checked ~ .frames > "
         rules.append(f"{playing}* {{ animation: {name} {seconds} step-end infinite; visibility: hidden; }}")
         rules.append(f"{playing}:last-child {{ animation-name: {name}-last; }}")
