@@ -1,4 +1,4 @@
-"""The networks before the transformer: perceptron and backpropagation, Hopfield, Boltzmann, deep belief, word vectors.
+"""The networks before the transformer, to build, to watch and to use: this room stands on `rhapsode.base` alone.
 
-`rhapsode foundations digits|hopfield|boltzmann|rbm|dbn|words|attention` shows each at work and leaves a page.
+    rhapsode foundations digits|hopfield|boltzmann|rbm|dbn|words|attention
 """

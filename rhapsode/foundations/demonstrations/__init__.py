@@ -1,1 +1,1 @@
-"""What `rhapsode foundations NAME` computes and shows: one module for each name, each with one `demonstrate`."""
+"""What `rhapsode foundations NAME` computes and explains, one module for each name."""
