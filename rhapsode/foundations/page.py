@@ -85,8 +85,8 @@ class Page:
 
         Draw inside `with drawing():`, with `HALF` or `WHOLE` as the size and layout="constrained", and leave the
         colours to it or take those of `rhapsode.base.drawing`: then the figure follows light and dark. Neighbouring
-        figures of half the width stand beside each other. Of dots by the thousand, draw a part: each is in the file, and
-        what is rasterized has lost the page's colours.
+        figures of half the width stand beside each other. Of dots by the thousand, draw a part: each one is in the
+        file, and what is rasterized has lost the page's colours.
 
         Args:
             caption: what there is to see, in a sentence or two.
