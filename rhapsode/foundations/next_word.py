@@ -246,11 +246,11 @@ class CountedWords:
 
     def __init__(self, ids: Array, held_out: Array, vocabulary: int) -> None:
         self.vocabulary = check_number("vocabulary", vocabulary, least=1, whole=True)
-        ids = check_array("ids", ids, ("words",), "whole", below=vocabulary)
+        ids = self._checked("ids", ids)
         self._counts = [np.unique(self._runs(ids, length), return_counts=True) for length in (1, 2, 3)]
         self._contexts = [np.unique(self._runs(ids[:-1], length), return_counts=True) for length in (1, 2)]
         self._words = len(ids)
-        parts = self._parts(held_out)
+        parts = self._parts(self._checked("held_out", held_out))
         self.shares = np.full(len(parts), 1 / len(parts))
         for _ in range(ROUNDS_OF_SHARES):
             taken = self.shares[:, None] * parts
@@ -258,13 +258,10 @@ class CountedWords:
 
     def perplexity(self, ids: Array) -> float:
         """Of the words `ids` (words,), from the third on."""
-        return float(np.exp(-np.log(self.shares @ self._parts(ids)).mean()))
+        return float(np.exp(-np.log(self.shares @ self._parts(self._checked("ids", ids))).mean()))
 
     def _parts(self, ids: Array) -> Array:
         """What each of the four says of each word from the third on: (4, words - 2)."""
-        ids = check_array("ids", ids, ("words",), "whole", below=self.vocabulary)
-        if len(ids) < 3:
-            raise InputError("has fewer than three words", where="ids", todo="Give more.")
         parts = [np.full(len(ids) - 2, 1 / self.vocabulary)]
         for length in (1, 2, 3):
             seen = _found(self._counts[length - 1], self._runs(ids, length)[3 - length :])
@@ -273,6 +270,12 @@ class CountedWords:
                 context = _found(self._contexts[length - 2], self._runs(ids[:-1], length - 1)[3 - length :])
             parts.append(np.where(context > 0, seen / np.maximum(context, 1), parts[-1]))
         return np.stack(parts)
+
+    def _checked(self, name: str, ids: Array) -> Array:
+        ids = check_array(name, ids, ("words",), "whole", below=self.vocabulary)
+        if len(ids) < 3:
+            raise InputError("has fewer than three words", where=name, todo="Give more.")
+        return ids
 
     def _runs(self, ids: Array, length: int) -> Array:
         """Each run of `length` words as one number."""

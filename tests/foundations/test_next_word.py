@@ -169,7 +169,7 @@ def test_the_bundled_text_is_there() -> None:
         (lambda _: NextWord(vocabulary_size=1), "vocabulary_size: is 1. It must be at least 2."),
         (lambda _: NextWord().predict("the"), "this NextWord has learned nothing yet. Call fit first."),
         (lambda _: CountedWords(np.array([0, 5, 1]), np.array([0, 1, 1]), 5), "ids[1]: is 5. It must be a whole number from 0 to 4."),
-        (lambda _: CountedWords(np.array([0, 2, 1]), np.array([0, 1]), 5), "ids: has fewer than three words. Give more."),
+        (lambda _: CountedWords(np.array([0, 2, 1]), np.array([0, 1]), 5), "held_out: has fewer than three words. Give more."),
     ],
 )  # fmt: skip
 def test_bad_input(rhyme: NextWord, call: Any, message: str) -> None:
