@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from rhapsode.base.drawing import drawing
+from rhapsode.base.drawing import SECOND, drawing
 from rhapsode.foundations.next_word import CountedWords, NextWord, bundled_text, words_of
 from rhapsode.foundations.page import HALF
 
@@ -47,7 +47,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
         figure = Figure(figsize=HALF, layout="constrained")
         axes = figure.add_subplot()
         axes.plot(range(1, len(curve) + 1), curve, marker="o", markersize=4, label="network")
-        axes.axhline(counts.perplexity(ids[1]), color="C1", label="counts of three words")
+        axes.axhline(counts.perplexity(ids[1]), color=SECOND, label="counts of three words")
         axes.set(xlabel="times the plays were read", ylabel="perplexity", xticks=range(1, len(curve) + 1))
         axes.grid(axis="y")
         axes.legend()
