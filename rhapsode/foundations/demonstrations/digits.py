@@ -1,6 +1,6 @@
 """Learning from errors: XOR, digits in fonts seen and not seen, and the next word of a play.
 
-    rhapsode foundations digits
+rhapsode foundations digits
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rhapsode.foundations.demonstrations import next_word
 from rhapsode.foundations.digits import UNSEEN, make_digits
 from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.layers import Dense, Layer, LayerNorm, Tanh, squared_error, transformer_block
-from rhapsode.foundations.network import Adam, Classifier, Network, gradient_check
+from rhapsode.foundations.network import SGD, Classifier, Network, gradient_check
 from rhapsode.foundations.page import HALF, WHOLE, gallery
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def _checks(seed: int) -> list[tuple[str, int, float]]:
 
 
 def _xor(page: Page, seed: int) -> None:
-    network = Network([Dense(2, 2, gain=2), Tanh(), Dense(2, 1)], loss=squared_error, seed=seed)
-    optimizer, frames, losses = Adam(0.03), [], []
+    network = Network([Dense(2, 2, gain=0.5), Tanh(), Dense(2, 1, gain=0.5)], loss=squared_error, seed=seed)
+    optimizer, frames, losses = SGD(0.2, momentum=0.9), [], []
     for epoch in range(max(XOR_FRAMES) + 1):
         if epoch in XOR_FRAMES:
             frames.append(_surface(network, epoch))
@@ -132,9 +132,10 @@ def _digits(page: Page, seed: int, quick: bool) -> None:
 
     page.section("Reading digits")
     page.paragraph(
-        f"""The pictures are made on the spot: digits in the fonts that come with matplotlib, shifted, turned, stretched,
-        slanted and made noisy, {SIZE} x {SIZE} pixels. The network has {SIZE * SIZE} inputs, 64 hidden units of tanh
-        and ten outputs, of which softmax makes probabilities; it learned from {count:,} pictures in {epochs} rounds."""
+        f"""The pictures are made on the spot: digits in the fonts that come with matplotlib, shifted, turned,
+        stretched, slanted and made noisy, {SIZE} x {SIZE} pixels. The network has {SIZE * SIZE} inputs, 64 hidden
+        units of tanh and ten outputs, of which softmax makes probabilities; it learned from {count:,} pictures in
+        {epochs} rounds."""
     )
     seen, unseen = (pictures[:16].reshape(-1, SIZE, SIZE) for pictures, _ in tests.values())
     page.figure(gallery(seen, 8, low=0, high=1), "Digits in the fonts it learned from.", name="seen")
@@ -155,8 +156,8 @@ def _digits(page: Page, seed: int, quick: bool) -> None:
     if wrong is not None:
         page.figure(wrong, "Its mistakes in the other fonts: what it was, and what it was taken for.", name="mistakes")
     page.paragraph(
-        """What it has learned is these fonts, and digits only as far as fonts are alike. That is why a network is judged
-        by what it has not seen, and why the difference between the two rows says more than either."""
+        """What it has learned is these fonts, and digits only as far as fonts are alike. That is why a network is
+        judged by what it has not seen, and why the difference between the two rows says more than either."""
     )
 
 
