@@ -321,7 +321,7 @@ class Residual(Layer):
 
 
 def transformer_block(width: int, heads: int, hidden: int, *, causal: bool = True) -> list[Layer]:
-    """One block of a transformer for (examples, time, width): x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """A block of a transformer for (examples, time, width): x + attention(norm(x)), then x + feed-forward(norm(x))."""
     return [
         Residual([LayerNorm(width), Attention(width, heads, causal=causal)]),
         Residual([LayerNorm(width), Dense(width, hidden), GELU(), Dense(hidden, width)]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -41,6 +41,7 @@ NEAR_DIFFERENCES = 1e-6
 
 LENGTHS = st.integers(1, 5)
 SEEDS = st.integers(0, 10**6)
+SHAPES = settings(max_examples=40)  # of which there are not many more
 
 Reference = Callable[[Tensor, dict[str, Tensor]], Tensor]
 """What a layer does, in torch: from the input and the parameters to the output."""
@@ -80,6 +81,7 @@ def check_against_autograd(layer: Layer, x: Array, reference: Reference, random_
         assert np.abs(layer.gradients[name] - parameter.grad.numpy()).max() < NEAR_AUTOGRAD, name
 
 
+@SHAPES
 @given(SEEDS, st.lists(LENGTHS, max_size=3), LENGTHS, LENGTHS, st.booleans())
 def test_dense(seed: int, front: list[int], inputs: int, outputs: int, bias: bool) -> None:
     (layer,) = filled([Dense(inputs, outputs, bias=bias)], seed)
@@ -93,6 +95,7 @@ def test_dense(seed: int, front: list[int], inputs: int, outputs: int, bias: boo
     [(Tanh(), torch.tanh), (Sigmoid(), torch.sigmoid), (ReLU(), torch.relu), (GELU(), F.gelu)],
     ids=["tanh", "sigmoid", "relu", "gelu"],
 )
+@SHAPES
 @given(SEEDS, st.lists(LENGTHS, min_size=1, max_size=3), st.sampled_from([0.1, 1.0, 30.0]))
 def test_activations(
     layer: Layer, reference: Callable[[Tensor], Tensor], seed: int, shape: list[int], size: float
@@ -100,6 +103,7 @@ def test_activations(
     check_against_autograd(layer, size * numbers(seed, *shape), lambda x, _: reference(x))
 
 
+@SHAPES
 @given(SEEDS, st.lists(LENGTHS, max_size=2), st.integers(2, 6))
 def test_layer_norm(seed: int, front: list[int], width: int) -> None:
     (layer,) = filled([LayerNorm(width)], seed)
@@ -108,6 +112,7 @@ def test_layer_norm(seed: int, front: list[int], width: int) -> None:
     )
 
 
+@SHAPES
 @given(SEEDS, st.lists(LENGTHS, min_size=1, max_size=2), st.integers(1, 6), LENGTHS)
 def test_embedding_adds_up_what_an_id_gets_in_all_its_places(
     seed: int, shape: list[int], vocabulary: int, dimension: int
@@ -117,11 +122,13 @@ def test_embedding_adds_up_what_an_id_gets_in_all_its_places(
     check_against_autograd(layer, ids, lambda x, p: F.embedding(x, p["weight"]))
 
 
+@SHAPES
 @given(SEEDS, st.lists(LENGTHS, min_size=2, max_size=4))
 def test_flatten(seed: int, shape: list[int]) -> None:
     check_against_autograd(Flatten(), numbers(seed, *shape), lambda x, _: x.flatten(1))
 
 
+@SHAPES
 @given(SEEDS, LENGTHS, LENGTHS, st.sampled_from([0.0, 0.3, 0.9]))
 def test_dropout_passes_gradients_where_it_passed_values(seed: int, rows: int, columns: int, rate: float) -> None:
     layer, ones = Dropout(rate), np.ones((rows, columns))
@@ -161,6 +168,7 @@ def attention_in_torch(heads: int, causal: bool) -> Reference:
     return reference
 
 
+@SHAPES
 @given(SEEDS, LENGTHS, LENGTHS, st.integers(1, 3), LENGTHS, st.booleans(), st.booleans())
 def test_attention(seed: int, rows: int, time: int, heads: int, head_dim: int, causal: bool, bias: bool) -> None:
     width = heads * head_dim
@@ -184,6 +192,7 @@ def test_attention_equals_the_module_of_torch() -> None:
     assert np.abs(layer.weights.mean(axis=1) - weights.detach().numpy()).max() < NEAR_AUTOGRAD
 
 
+@SHAPES
 @given(SEEDS, LENGTHS, LENGTHS, LENGTHS, LENGTHS, st.booleans())
 def test_scaled_dot_product_attention(seed: int, to: int, of: int, dim: int, value_dim: int, causal: bool) -> None:
     q, k, v = numbers(seed, 2, to, dim), numbers(seed + 1, 2, of, dim), numbers(seed + 2, 2, of, value_dim)
@@ -192,6 +201,7 @@ def test_scaled_dot_product_attention(seed: int, to: int, of: int, dim: int, val
     assert np.abs(found - expected.numpy()).max() < NEAR_AUTOGRAD
 
 
+@SHAPES
 @given(SEEDS, LENGTHS, st.integers(1, 6), st.sampled_from([(1, 4), (2, 3)]), LENGTHS, st.booleans())
 def test_a_transformer_block_equals_the_layer_of_torch(
     seed: int, rows: int, time: int, shape: tuple[int, int], hidden: int, causal: bool
@@ -286,6 +296,7 @@ def test_central_differences_of_a_small_language_model() -> None:
     assert gradient_check(network, ids[:, :-1], ids[:, 1:]) < NEAR_DIFFERENCES
 
 
+@SHAPES
 @given(SEEDS, st.lists(LENGTHS, min_size=1, max_size=2), st.integers(1, 6), st.sampled_from([1.0, 500.0]))
 def test_softmax_cross_entropy(seed: int, front: list[int], classes: int, size: float) -> None:
     logits = size * numbers(seed, *front, classes)

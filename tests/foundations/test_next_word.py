@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import DamagedError, InputError
@@ -116,6 +116,7 @@ def test_a_saved_one_is_the_same(rhyme: NextWord, tmp_path: Path) -> None:
         NextWord.load(tmp_path / "rhyme")
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=40), st.lists(st.integers(0, 3), min_size=3, max_size=20))
 def test_counted_words_share_out_all_probability(counted: list[int], held_out: list[int]) -> None:
     model = CountedWords(np.array(counted), np.array(held_out), 4)
@@ -125,6 +126,7 @@ def test_counted_words_share_out_all_probability(counted: list[int], held_out: l
         assert sum(chances) == pytest.approx(1)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=40), st.lists(st.integers(0, 3), min_size=3, max_size=20))
 def test_counted_words_are_counted_rightly(counted: list[int], asked: list[int]) -> None:
     model = CountedWords(np.array(counted), np.array(asked), 4)

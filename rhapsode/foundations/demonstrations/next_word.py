@@ -62,7 +62,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     page.table(
         ["after", "comes", "and the next likely"],
         [
-            (f"{beginning} …", f"{word} ({chance:.0%})", ", ".join(f"{other} ({p:.0%})" for other, p in rest[:3]))
+            (f"{beginning} …", f"{word} ({chance:.0%})", " · ".join(f"{other} ({p:.0%})" for other, p in rest))
             for beginning in BEGINNINGS
             for (word, chance), *rest in [model.predict(beginning, 4)]
         ],
@@ -71,7 +71,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     known = [word for word in WORDS if word in model.words_]
     page.table(
         ["word", "its nearest"],
-        [(word, ", ".join(other for other, _ in model.nearest(word, 4))) for word in known],
+        [(word, " · ".join(other for other, _ in model.nearest(word, 4))) for word in known],
         "Words whose vectors point the same way. Nobody told it what a verb or a name is.",
     )
     page.paragraph(
