@@ -253,6 +253,7 @@ class BoltzmannMachine(Estimator):
             raise InputError("holds a negative temperature", where="temperatures")
         random = generator(self.seed if seed is None else seed, "boltzmann gibbs")
         if start is None:
+            check_number("chains", chains, least=1, whole=True)
             current = random.integers(0, 2, (self.units, chains)).astype(float)
         else:
             current = check_array("start", start, ("chains", self.units), "binary").T.copy()
@@ -268,6 +269,8 @@ class BoltzmannMachine(Estimator):
     def sample(self, count: int, *, sweeps: int = 1000, seed: int | None = None) -> Array:
         """(count, visible) uint8: visible states of as many chains after `sweeps` sweeps from a random start."""
         self.check_fitted()
+        check_number("count", count, least=1, whole=True)
+        check_number("sweeps", sweeps, least=1, whole=True)
         random = generator(self.seed if seed is None else seed, "boltzmann sample")
         current = random.integers(0, 2, (self.units, count)).astype(float)
         for _ in self._sweeps(current, np.ones(sweeps), range(self.units), random):

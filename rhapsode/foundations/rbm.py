@@ -43,14 +43,14 @@ LEAST_CHANCE = 0.01
 
 
 class Slope(NamedTuple):
-    """An estimate of the derivatives of the mean log-likelihood."""
+    """Derivatives by the parameters of a mean over examples."""
 
     weights: Array
     """(visible, hidden)"""
     visible_biases: Array
     hidden_biases: Array
     log_variances: Array | None
-    """(visible,), of Gaussian visible units."""
+    """(visible,), where visible units are Gaussian."""
 
 
 class RestrictedBoltzmannMachine(Estimator):
@@ -239,6 +239,7 @@ class RestrictedBoltzmannMachine(Estimator):
     def sample(self, count: int, *, steps: int = 1000, seed: int | None = None) -> tuple[Array, Array]:
         """What `gibbs` gives after `steps` steps from `count` states drawn by the visible biases alone."""
         self.check_fitted()
+        check_number("count", count, least=1, whole=True)
         random = generator(self.seed if seed is None else seed, "rbm start")
         v = self._around(self._visible_means(np.zeros((count, self.hidden), dtype=np.float32)), random)
         return self.gibbs(v, steps, seed=seed)
@@ -293,14 +294,22 @@ class RestrictedBoltzmannMachine(Estimator):
             dreamt = self._around(self._visible_means(states), random)
             chances = self._hidden_chances(dreamt)
             states = draw(chances, random)
-        weights = v.T @ h / len(v) - dreamt.T @ chances / len(dreamt)
-        visible = v.mean(axis=0) - dreamt.mean(axis=0)
+        awake, dreaming = self._phase(v, h), self._phase(dreamt, chances)
+        log_variances = None
+        if awake.log_variances is not None and dreaming.log_variances is not None:
+            log_variances = awake.log_variances - dreaming.log_variances
+        return Slope(*(one - other for one, other in zip(awake[:3], dreaming[:3], strict=True)), log_variances), states
+
+    def _phase(self, v: Array, h: Array) -> Slope:
+        """The derivatives of the mean of -F(v), given the hidden chances of v."""
+        weights, visible = v.T @ h / len(v), v.mean(axis=0)
         log_variances = None
         if self.visible == "gaussian":
-            visible /= self.variances_
+            far = 0.5 * ((v - self.visible_biases_) ** 2).mean(axis=0)
+            log_variances = (far - (weights * self.weights_).sum(axis=1)) / self.variances_
             weights /= self.variances_[:, None]
-            log_variances = self._variance_term(v, h) - self._variance_term(dreamt, chances)
-        return Slope(weights, visible, h.mean(axis=0) - chances.mean(axis=0), log_variances), states
+            visible = (visible - self.visible_biases_) / self.variances_
+        return Slope(weights, visible, h.mean(axis=0), log_variances)
 
     def _go(self, slope: Slope, rate: float) -> None:
         self.weights_ += rate * slope.weights
@@ -308,11 +317,6 @@ class RestrictedBoltzmannMachine(Estimator):
         self.hidden_biases_ += rate * slope.hidden_biases
         if slope.log_variances is not None:
             self.variances_ *= np.exp(rate * slope.log_variances)
-
-    def _variance_term(self, v: Array, h: Array) -> Array:
-        """(visible,): the mean of -dE / d log s."""
-        term: Array = (0.5 * (v - self.visible_biases_) ** 2 - v * (h @ self.weights_.T)).mean(axis=0)
-        return term / self.variances_
 
     def _hidden_inputs(self, v: Array) -> Array:
         inputs: Array = (v / self.variances_ if self.visible == "gaussian" else v) @ self.weights_
