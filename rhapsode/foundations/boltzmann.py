@@ -31,16 +31,14 @@ from rhapsode.foundations.binary_units import (
 )
 from rhapsode.foundations.estimator import Array, Bar, Estimator, check_array, check_choice, check_number
 
-FIRST_WEIGHTS = 0.1
-"""The spread of the weights before the first update: hidden units have to start out different."""
-
 
 class BoltzmannMachine(Estimator):
     """A Boltzmann machine, every unit of which is connected with every other.
 
     Args:
         hidden: how many hidden units it has beside the visible ones. Without, it learns pairs of units only.
-        learning_rate: how far an update goes along the gradient of the mean log-likelihood.
+        learning_rate: how far an update goes along the gradient of the mean log-likelihood; it falls linearly to zero
+            during `fit`.
         epochs: updates of `fit`, each over all examples.
         phases: "sampled": the two phases are estimated by Gibbs sampling. "exact": they are summed over all states, for
             at most 20 units.
@@ -48,6 +46,8 @@ class BoltzmannMachine(Estimator):
         sweeps: sweeps through all units, for each phase of each update; both units of a pair are counted after each.
         annealing: temperatures, falling to 1. Before each phase the free units start at random and pass through them, a
             sweep at each, as in the paper. Empty: dreams go on where the last update left them, as in Tieleman 2008.
+        first_weights: the spread of the weights before the first update. Hidden units have to start out different; where
+            no pair of visible units says anything, as in parity, they have to be very different to learn soon.
         seed: of all random numbers.
 
     Attributes:
@@ -74,6 +74,7 @@ class BoltzmannMachine(Estimator):
         chains: int = 100,
         sweeps: int = 5,
         annealing: Sequence[float] = (),
+        first_weights: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
@@ -84,6 +85,7 @@ class BoltzmannMachine(Estimator):
         self.chains = check_number("chains", chains, least=1, whole=True)
         self.sweeps = check_number("sweeps", sweeps, least=1, whole=True)
         self.annealing = [check_number("annealing", temperature, above=0) for temperature in annealing]
+        self.first_weights = check_number("first_weights", first_weights, least=0)
 
     @classmethod
     def with_weights(cls, weights: npt.ArrayLike, biases: npt.ArrayLike, **settings: Any) -> Self:
@@ -124,23 +126,37 @@ class BoltzmannMachine(Estimator):
             InputError: it is not binary, or there are too many units for exact phases.
         """
         patterns = check_array("x", x, ("examples", "visible"), "binary")
-        self._begin(patterns.shape[1])
+        self.begin(patterns.shape[1])
         with Bar("learning", total=self.epochs, unit="updates") as bar:
-            for _ in range(self.epochs):
-                self._update(patterns)
+            for epoch in range(self.epochs):
+                self._update(patterns, self.learning_rate * (1 - epoch / self.epochs))
                 bar.advance()
         return self
 
     def partial_fit(self, x: npt.ArrayLike, y: None = None) -> Self:
-        """One update from the rows of `x`; the first call begins.
+        """One update from the rows of `x` at the full learning rate; the first call begins.
 
         Raises:
             InputError: as `fit`, or another number of visible units than before.
         """
         patterns = check_array("x", x, ("examples", self.visible if self.fitted else "visible"), "binary")
         if not self.fitted:
-            self._begin(patterns.shape[1])
-        self._update(patterns)
+            self.begin(patterns.shape[1])
+        self._update(patterns, self.learning_rate)
+        return self
+
+    def begin(self, visible: int) -> Self:
+        """Small random weights for so many visible units, as before the first update.
+
+        Raises:
+            InputError: there are too many units for exact phases.
+        """
+        units = visible + self.hidden
+        if self.phases == "exact":
+            check_enumerable(units, "units")
+        upper = np.triu(self.random("boltzmann weights").normal(0, self.first_weights, (units, units)), 1)
+        self._set(upper + upper.T, np.zeros(units))
+        self._restart()
         return self
 
     def gradient(self, x: npt.ArrayLike) -> Array:
@@ -277,14 +293,6 @@ class BoltzmannMachine(Estimator):
             pass
         return current[: self.visible].T.astype(np.uint8)
 
-    def _begin(self, visible: int) -> None:
-        units = visible + self.hidden
-        if self.phases == "exact":
-            check_enumerable(units, "units")
-        upper = np.triu(self.random("boltzmann weights").normal(0, FIRST_WEIGHTS, (units, units)), 1)
-        self._set(upper + upper.T, np.zeros(units))
-        self._restart()
-
     def _set(self, weights: Array, biases: Array) -> None:
         if len(biases) <= self.hidden:
             raise InputError(f"{len(biases)} units, {self.hidden} of them hidden, leave none visible", where="biases")
@@ -313,9 +321,9 @@ class BoltzmannMachine(Estimator):
         check_enumerable(self.units, "units")
         return quadratic_table(self.weights_, self.biases_).reshape(2**self.hidden, 2**self.visible)
 
-    def _update(self, patterns: Array) -> None:
+    def _update(self, patterns: Array, rate: float) -> None:
         slope = self.gradient(patterns) if self.phases == "exact" else self._sampled_gradient(patterns)
-        slope *= self.learning_rate
+        slope *= rate
         self.biases_ += slope.diagonal()
         np.fill_diagonal(slope, 0)
         self.weights_ += slope
