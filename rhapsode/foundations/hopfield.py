@@ -183,23 +183,19 @@ class Hopfield(Estimator):
 
     def _flips(self, state: Numbers, rounding: float) -> Iterator[int]:
         """Flip units of `state` (units,), in place and one at a time, until none wants to; each is named."""
+        field, flips = self.weights_ @ state, 0
         for sweep in count():
-            order = self.random("hopfield", sweep).permutation(len(state))
-            field = self.weights_ @ state
-            place, flipped = 0, False
-            while True:
-                # Units that stay as they are need no turn: the next that flips is found among all at once.
-                waiting = np.flatnonzero((field * state)[order[place:]] < -rounding)
-                if not len(waiting):
-                    break
-                place += int(waiting[0]) + 1
-                unit = int(order[place - 1])
-                state[unit] = -state[unit]
-                field += 2 * state[unit] * self.weights_[unit]
-                flipped = True
-                yield unit
-            if not flipped:
+            before = flips
+            for unit in self.random("hopfield", sweep).permutation(len(state)).tolist():
+                if field[unit] * state[unit] < -rounding:
+                    state[unit] = -state[unit]
+                    field += (2 * state[unit]) * self.weights_[unit]
+                    flips += 1
+                    yield unit
+            if flips == before:
                 return
+            if flips > len(state):  # as many as `rounding` allows for
+                field, flips = self.weights_ @ state, 0
 
 
 def _energies(weights: Numbers, states: Numbers) -> Numbers:

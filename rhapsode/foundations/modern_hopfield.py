@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rhapsode.foundations.estimator import Estimator, check_array, check_number
+from rhapsode.foundations.layers import softmax
 
 Numbers = npt.NDArray[np.floating[Any]]
 
@@ -111,9 +112,7 @@ class ModernHopfield(Estimator):
         return check_array("x", x, ("queries", self.patterns_.shape[1]))
 
     def _weights(self, x: Numbers) -> Numbers:
-        scores = self.beta * x @ self.patterns_.T  # (queries, patterns)
-        weights: Numbers = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        return softmax(self.beta * x @ self.patterns_.T)  # (queries, patterns)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         super()._restore(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,8 +57,8 @@ def test_each_flip_lowers_the_energy_and_the_end_is_a_fixed_point(case: tuple[Ho
     path = memory.recall(start)
     np.testing.assert_array_equal(path.states[0], start)
     energies = [doubled_energy(weights, state) for state in path.states]
-    assert all(after < before for before, after in zip(energies, energies[1:], strict=False))
-    assert all(np.count_nonzero(a != b) == 1 for a, b in zip(path.states, path.states[1:], strict=False))
+    assert all(after < before for before, after in pairwise(energies))
+    assert all(np.count_nonzero(a != b) == 1 for a, b in pairwise(path.states))
     np.testing.assert_allclose(path.energies, np.array(energies) / 2, rtol=0, atol=1e-9)
     assert path.end == "fixed point"
     assert (weights @ path.states[-1] * path.states[-1] >= 0).all()
@@ -70,8 +71,7 @@ def test_no_asynchronous_run_raises_the_energy(rule: str, data: st.DataObject) -
     memory, _, starts = data.draw(stored(rule))
     for start in starts:
         path = memory.recall(start)
-        energies = [-0.5 * sum(np.outer(state, state)[memory.weights_ != 0] * memory.weights_[memory.weights_ != 0])
-                    for state in path.states]  # fmt: skip
+        energies = [-0.5 * float((np.outer(state, state) * memory.weights_).sum()) for state in path.states]
         np.testing.assert_allclose(path.energies, energies, rtol=0, atol=1e-9)
         assert (np.diff(energies) <= 1e-12).all()
 

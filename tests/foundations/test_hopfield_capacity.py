@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from rhapsode.foundations.hopfield_capacity import bit_error, count_errors, exact_bit_error, overlaps, retrieval_curve
+from rhapsode.foundations.hopfield_capacity import bit_error, error_shares, exact_bit_error, overlaps, retrieval_curve
 
 LOADS = (0.05, 0.10, 0.138, 0.185, 0.37)
 UNITS = 1000
@@ -16,20 +16,22 @@ UNITS = 1000
 
 @pytest.mark.parametrize("load", LOADS)
 def test_one_update_errs_as_often_as_the_formula_says(load: float) -> None:
-    """Errors are rare at small loads: there more networks make a number of them that can be compared."""
-    wrong, bits = count_errors(units=UNITS, patterns=round(load * UNITS), networks=60 if load < 0.1 else 3, seed=0)
-    expected = bit_error(load)
-    assert abs(wrong / bits - expected) < 3 * math.sqrt(expected * (1 - expected) / bits)
+    """Within three standard errors, those of independent units, which are smaller than the true ones.
+
+    Errors are rare at small loads: there more networks make a number of them that can be compared.
+    """
+    patterns, networks, expected = round(load * UNITS), 50 if load < 0.1 else 4, bit_error(load)
+    share = error_shares(units=UNITS, patterns=patterns, networks=networks, seed=0).mean()
+    assert abs(share - expected) < 3 * math.sqrt(expected * (1 - expected) / (networks * patterns * UNITS))
 
 
 @pytest.mark.parametrize(("units", "patterns"), [(60, 8), (61, 9), (100, 14), (200, 100)])
 def test_errors_in_small_networks_follow_their_exact_law(units: int, patterns: int) -> None:
     """Here the formula of large networks is wrong by many standard errors, the exact law by none."""
-    wrong, bits = count_errors(units=units, patterns=patterns, networks=1000, seed=1)
-    expected = exact_bit_error(units, patterns)
-    error = math.sqrt(expected * (1 - expected) / bits)
-    assert abs(wrong / bits - expected) < 3 * error
-    assert abs(bit_error(patterns / units) - expected) > 3 * error
+    shares = error_shares(units=units, patterns=patterns, networks=600, seed=1)
+    error = shares.std(ddof=1) / math.sqrt(len(shares))
+    assert abs(shares.mean() - exact_bit_error(units, patterns)) < 3 * error
+    assert abs(shares.mean() - bit_error(patterns / units)) > 5 * error
 
 
 def test_the_exact_law_is_that_of_a_binomial_sum() -> None:
@@ -44,7 +46,7 @@ def test_the_exact_law_is_that_of_a_binomial_sum() -> None:
 def test_the_formula_is_the_limit_of_the_exact_law() -> None:
     for load in LOADS:
         assert bit_error(load) == pytest.approx(0.5 * (1 - special.erf(1 / math.sqrt(2 * load))), rel=1e-9)
-        assert exact_bit_error(10**6, round(load * 10**6)) == pytest.approx(bit_error(load), rel=1e-3)
+        assert exact_bit_error(10**5, round(load * 10**5)) == pytest.approx(bit_error(load), rel=5e-3)
 
 
 def test_the_retrieval_curve_solves_the_equations_of_the_theory() -> None:
@@ -62,21 +64,27 @@ def test_the_retrieval_curve_solves_the_equations_of_the_theory() -> None:
 
 
 def test_retrieval_breaks_down_near_the_critical_load() -> None:
-    """Below 0.138 a pattern is at the bottom of a valley, above it its valley has gone."""
-    kept = {
-        patterns: float(
-            np.mean(
-                [
-                    overlaps("hebbian", units=UNITS, patterns=patterns, flipped=0, states=20, seed=0, network=network)
-                    > 0.9
-                    for network in range(2)
-                ]
-            )
+    """Up to 0.138 patterns keep their valleys, with the overlap of the theory; above it valleys go.
+
+    Theory has them go at once; 1,000 units feel their way through it. The larger the network, the nearer to 0.138.
+    """
+    found = {
+        (units, load): np.concatenate(
+            [
+                overlaps("hebbian", units=units, patterns=round(load * units), flipped=0, states=20, seed=0, network=n)
+                for n in range(3)
+            ]
         )
-        for patterns in (100, 120, 130, 150, 160, 180)
+        for units, load in [(250, 0.16), (250, 0.18), *((UNITS, load) for load in (0.10, 0.12, 0.138, 0.16, 0.18, 0.2))]
     }
-    assert kept[100] == kept[120] == 1.0
-    assert kept[130] > 0.8
-    assert kept[150] < 0.5
-    assert kept[160] < 0.2
-    assert kept[180] == 0.0
+    theory = dict(zip((0.10, 0.12, 0.138), np.interp((0.10, 0.12, 0.1379), *retrieval_curve()), strict=True))
+    for load in (0.10, 0.12):
+        assert found[UNITS, load].mean() == pytest.approx(theory[load], abs=0.01)
+    assert found[UNITS, 0.138].mean() == pytest.approx(theory[0.138], abs=0.05)
+    kept = {case: float(np.mean(overlap > 0.9)) for case, overlap in found.items()}
+    assert kept[UNITS, 0.12] >= 0.95
+    assert kept[UNITS, 0.138] >= 0.8
+    assert kept[UNITS, 0.18] < 0.3
+    assert kept[UNITS, 0.2] < 0.1
+    for load in (0.16, 0.18):
+        assert kept[UNITS, load] < kept[250, load]
