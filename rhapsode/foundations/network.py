@@ -352,6 +352,8 @@ class Classifier(Estimator):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
+        if not isinstance(hidden, (list, tuple)):
+            raise InputError("is no list of widths", where="hidden", todo="Write (64,) for one layer of 64 units.")
         self.hidden = tuple(check_number("hidden", width, least=1, whole=True) for width in hidden)
         self.activation = check_choice("activation", activation, list(ACTIVATIONS))
         self.dropout = check_number("dropout", dropout, least=0, below=1)

@@ -100,8 +100,7 @@ class NextWord(Estimator):
             InputError: it is no text of two words or more.
         """
         words = _words("x", x)
-        kept = sorted(Counter(words).items(), key=lambda each: (-each[1], each[0]))[: self.vocabulary_size - 1]
-        self._build([UNKNOWN, *(word for word, _ in kept)])
+        self._build(_vocabulary(words, self.vocabulary_size))
         ids, validation = self.ids(words), None
         if self.patience is not None:
             trained = len(ids) - max(1, round(self.validation * len(ids)))
@@ -118,8 +117,7 @@ class NextWord(Estimator):
         """
         words = _words("x", x)
         if not self.fitted:
-            kept = sorted(Counter(words).items(), key=lambda each: (-each[1], each[0]))[: self.vocabulary_size - 1]
-            self._build([UNKNOWN, *(word for word, _ in kept)])
+            self._build(_vocabulary(words, self.vocabulary_size))
         self.history_ = self._fit(self.ids(words), 1, None)
         return self
 
@@ -227,7 +225,7 @@ class NextWord(Estimator):
     def _restore(self, state: Mapping[str, Any]) -> None:
         values = dict(state)
         words, epochs = values.pop("words_"), values.pop("epochs")
-        if not isinstance(words, list) or len(set(words)) < 2 or not all(isinstance(word, str) for word in words):
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
             raise InputError("are no words", where="words_")
         self._build(words)
         self.network_.set_parameters({name: check_array(name, value, value.shape) for name, value in values.items()})
@@ -238,7 +236,8 @@ class CountedWords:
     """The next word from counts of one, two and three words, mixed: what there was before the network.
 
     P(w | u v) = l0 / V + l1 n(w) / n + l2 n(v w) / n(v) + l3 n(u v w) / n(u v), with shares l that sum to 1 and that make
-    held-out words most probable, by expectation-maximisation (Jelinek and Mercer 1980).
+    held-out words most probable, by expectation-maximisation (Jelinek and Mercer 1980). After words that were never
+    counted together, fewer of them have to do.
 
     Args:
         ids: (words,), whole numbers below `vocabulary`, to count.
@@ -247,11 +246,11 @@ class CountedWords:
 
     def __init__(self, ids: Array, held_out: Array, vocabulary: int) -> None:
         self.vocabulary = check_number("vocabulary", vocabulary, least=1, whole=True)
-        ids = check_array("ids", ids, ("words",), "whole", below=vocabulary)
+        ids = self._checked("ids", ids)
         self._counts = [np.unique(self._runs(ids, length), return_counts=True) for length in (1, 2, 3)]
         self._contexts = [np.unique(self._runs(ids[:-1], length), return_counts=True) for length in (1, 2)]
         self._words = len(ids)
-        parts = self._parts(held_out)
+        parts = self._parts(self._checked("held_out", held_out))
         self.shares = np.full(len(parts), 1 / len(parts))
         for _ in range(ROUNDS_OF_SHARES):
             taken = self.shares[:, None] * parts
@@ -259,22 +258,24 @@ class CountedWords:
 
     def perplexity(self, ids: Array) -> float:
         """Of the words `ids` (words,), from the third on."""
-        return float(np.exp(-np.log(self.shares @ self._parts(ids)).mean()))
+        return float(np.exp(-np.log(self.shares @ self._parts(self._checked("ids", ids))).mean()))
 
     def _parts(self, ids: Array) -> Array:
         """What each of the four says of each word from the third on: (4, words - 2)."""
-        ids = check_array("ids", ids, ("words",), "whole", below=self.vocabulary)
-        if len(ids) < 3:
-            raise InputError("has fewer than three words", where="ids", todo="Give more.")
         parts = [np.full(len(ids) - 2, 1 / self.vocabulary)]
         for length in (1, 2, 3):
-            run = _found(self._counts[length - 1], self._runs(ids, length)[3 - length :])
-            context = self._words if length == 1 else self._context(ids, length - 1)
-            parts.append(run / np.maximum(context, 1))
+            seen = _found(self._counts[length - 1], self._runs(ids, length)[3 - length :])
+            context = np.full(len(seen), self._words)
+            if length > 1:
+                context = _found(self._contexts[length - 2], self._runs(ids[:-1], length - 1)[3 - length :])
+            parts.append(np.where(context > 0, seen / np.maximum(context, 1), parts[-1]))
         return np.stack(parts)
 
-    def _context(self, ids: Array, length: int) -> Array:
-        return _found(self._contexts[length - 1], self._runs(ids[:-1], length)[2 - length :])
+    def _checked(self, name: str, ids: Array) -> Array:
+        ids = check_array(name, ids, ("words",), "whole", below=self.vocabulary)
+        if len(ids) < 3:
+            raise InputError("has fewer than three words", where=name, todo="Give more.")
+        return ids
 
     def _runs(self, ids: Array, length: int) -> Array:
         """Each run of `length` words as one number."""
@@ -286,6 +287,11 @@ def _found(counted: tuple[Array, Array], runs: Array) -> Array:
     known, counts = counted
     places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
     return np.where(known[places] == runs, counts[places], 0)
+
+
+def _vocabulary(words: Sequence[str], size: int) -> list[str]:
+    frequent = sorted(Counter(words).items(), key=lambda each: (-each[1], each[0]))
+    return [UNKNOWN, *(word for word, _ in frequent[: size - 1])]
 
 
 def _words(name: str, text: str) -> list[str]:
