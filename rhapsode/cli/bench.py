@@ -75,6 +75,7 @@ def bench(
         "of limit",
     ):
         table.add_column(heading, justify="right")
+    cached = False
     for speed in measure(
         config,
         language_model.step,
@@ -84,6 +85,7 @@ def bench(
         prompt_tokens=prompt,
         new_tokens=new_tokens,
     ):
+        cached = cached or speed.bandwidth > limit
         table.add_row(
             str(speed.texts),
             f"{speed.prefill:,.0f}",
@@ -94,4 +96,6 @@ def bench(
             f"{speed.bandwidth / limit:.0%}",
         )
     console().print(table)
+    if cached:
+        print("\nmore than the limit: the weights stay in the processor's own memory between two steps")
     print(f"\nprompts of {prompt} tokens, {new_tokens} new ones each")
