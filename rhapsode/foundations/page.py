@@ -85,8 +85,8 @@ class Page:
 
         Draw inside `with drawing():`, with `HALF` or `WHOLE` as the size and layout="constrained", and leave the
         colours to it or take those of `rhapsode.base.drawing`: then the figure follows light and dark. Neighbouring
-        figures of half the width stand beside each other. Of dots by the thousand, draw a part: each is in the file, and
-        what is rasterized has lost the page's colours.
+        figures of half the width stand beside each other. Of dots by the thousand, draw a part: each one is in the
+        file, and what is rasterized has lost the page's colours.
 
         Args:
             caption: what there is to see, in a sentence or two.
@@ -185,6 +185,7 @@ def gallery(
         width: of the figure, in inches.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     images = np.asarray(pictures, dtype=np.float64)
     rows = -(-len(images) // columns)
@@ -193,10 +194,8 @@ def gallery(
     cell = width / columns
     height = cell * images.shape[1] / images.shape[2] + (0.22 if titles else 0)
     with drawing():
-        figure = Figure(figsize=(width, rows * height), layout="constrained")
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        figure = Figure(figsize=(width, rows * height), layout=layout)
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.axis("off")

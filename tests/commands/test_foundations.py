@@ -18,7 +18,7 @@ def test_each_leaves_a_page(name: str, rhapsode: Rhapsode) -> None:
     assert done.code == 0, done.err
     page = Path("foundations", f"{name}.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 2
-    assert 2 <= page.count("<p>")
+    assert page.count("<p>") >= 2
     assert max(map(len, re.findall(r"<p>(.*?)</p>", page))) > 200, "a paragraph that explains"
     *facts, _, where, what_next = done.out.splitlines()
     assert facts
@@ -55,7 +55,10 @@ def test_where_the_page_and_its_pictures_go(rhapsode: Rhapsode, tmp_path: Path) 
     ("words", "message"),
     [
         (["word"], "there is no command 'word'. Did you mean 'words'?"),
-        (["words", "--out", "none/page.html"], "none/page.html: its folder does not exist. Make it, or choose another."),
+        (
+            ["words", "--out", "none/page.html"],
+            "none/page.html: its folder does not exist. Make it, or choose another.",
+        ),
         (["words", "--pictures", "none"], "none: the folder does not exist. Make it, or choose another."),
         (["words", "--seed", "x"], 'Invalid value for --seed: unable to convert "x" into int.'),
         (["words", "--fast"], "Unknown option: --fast"),

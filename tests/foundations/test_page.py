@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -60,6 +61,10 @@ def chart(draw: Callable[[Figure], object] = lambda figure: figure.add_subplot()
     return figure
 
 
+def step(number: int, figure: Figure) -> None:
+    figure.text(0.5, 0.5, f"step {number}")
+
+
 @pytest.fixture
 def full() -> Page:
     """A page with everything there is."""
@@ -68,7 +73,7 @@ def full() -> Page:
     page.section("Falling").paragraph("No step\n    of it raises the `energy()` at all.")
     page.formula(r"E = -\frac{1}{2} \sum_{ij} w_{ij} s_i s_j", "w: weights")
     page.figure(chart(), "The energy <after> each step.", name="energy")
-    page.figure([chart(lambda figure: figure.text(0.5, 0.5, f"step {n}")) for n in range(4)], "A film.", name="film")
+    page.figure([chart(partial(step, number)) for number in range(4)], "A film.", name="film")
     page.figure(gallery(np.eye(4).reshape(2, 2, 4), 2, titles=("a", "b")), "Pictures.")
     page.table(("name", "count"), [("one", 1), ("two", 2.5)], "Counts")
     return page.next("Go on", "rhapsode foundations rbm")
@@ -172,7 +177,9 @@ def test_a_film_shows_one_frame_at_a_time(full: Page, tmp_path: Path) -> None:
     }
     (name,) = (name for name in share if not name.endswith("-last"))
     seconds = float(re.search(rf"animation: {name} ([\d.]+)s step-end infinite", source)[1])  # type: ignore[index]
-    delays = dict(re.findall(rf"\.{name}:checked ~ .frames > :nth-child\((\d)\) \{{ animation-delay: ([\d.]+)s", source))
+    delays = dict(
+        re.findall(rf"\.{name}:checked ~ .frames > :nth-child\((\d)\) \{{ animation-delay: ([\d.]+)s", source)
+    )
     begins = [0.0, *(float(delays[str(number)]) for number in (2, 3, 4))]
     ends = [begin + share[name] / 100 * seconds for begin in begins]
     ends[-1] = begins[-1] + share[f"{name}-last"] / 100 * seconds

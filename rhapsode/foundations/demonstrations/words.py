@@ -57,8 +57,8 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
 
     page.section("You shall know a word by the company it keeps")
     page.paragraph(
-        f"""Each word has two vectors of {model.dimension} numbers: v for the word itself, and u for the word as somebody
-        else's company. The network is as small as a network can be: a word goes in, its v is looked up, and the dot
+        f"""Each word has two vectors of {model.dimension} numbers: v for the word itself, and u for the word as company
+        of another. The network is as small as a network can be: a word goes in, its v is looked up, and the dot
         product with the u of another word says how likely the two stand within {model.window} words of each other.
         It learns by telling pairs from the text apart from pairs with {model.negatives} words drawn at random. Nobody
         tells it what a word means."""
@@ -78,11 +78,11 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
 
     page.section("What the vectors have learnt are counts")
     page.paragraph(
-        """Where this leads is known (Levy and Goldberg 2014). If the vectors had as many numbers as there are words, the
-        best dot product of a pair would be its pointwise mutual information, how much more often the two stand together
-        than chance would have it, less a constant. That could be counted without any network. The vectors hold the
-        same table in far fewer numbers, so words that keep similar company have to share them, and that is why
-        similar words end up near each other."""
+        """Where this leads is known (Levy and Goldberg 2014). If the vectors had as many numbers as there are words,
+        the best dot product of a pair would be its pointwise mutual information, how much more often the two stand
+        together than chance would have it, less a constant. That could be counted without any network. The vectors
+        hold the same table in far fewer numbers, so words that keep similar company have to share them, and that is
+        why similar words end up near each other."""
     )
     page.formula(
         r"v_w \cdot u_c \;\approx\; \log \frac{\#(w, c)}{\#(w)\,P(c)} - \log K",
@@ -97,11 +97,11 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
 
     page.section("Nearest words")
     page.paragraph(
-        """The cosine of the angle between two v says how alike the company of two words is. Two words need not ever stand
-        together to be alike. A million letters are little: the neighbours of frequent words make sense, those of rare
-        words are the names of one scene. Novels of 69 MB give better ones (docs/foundations.md has the figures). A
-        transformer begins with such a table too, its embedding; what it adds is that the vector of a word changes
-        with the words around it."""
+        """The cosine of the angle between two v says how alike the company of two words is. Two words need not ever
+        stand together to be alike. A million letters are little: the neighbours of frequent words make sense, those
+        of rare words are the names of one scene. Sixty times as much text gives better ones (docs/foundations.md has
+        the figures). A transformer begins with such a table too, its embedding. What it adds is that the vector of a
+        word changes with the words around it, and how that is done is the last of these pages."""
     )
     page.table(
         ("word", "nearest words"),
@@ -148,7 +148,7 @@ def _loss(model: SkipGram) -> Figure:
 
 
 def _film(words: Sequence[str], states: Sequence[Array]) -> list[Figure]:
-    """Unit vectors (words, dimension) after each epoch, on the plane of the last ones' first two principal components."""
+    """Vectors (words, dimension) at length one after each epoch, on the first two principal components of the last."""
     from matplotlib.figure import Figure
 
     units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in states]
@@ -181,7 +181,9 @@ def _dots(learned: Array, expected: Array, seed: int) -> Figure:
         figure = Figure(figsize=(HALF[0], 3.6), layout="constrained")
         axes = figure.add_subplot()
         axes.grid()
-        axes.plot(expected[chosen], learned[chosen], linestyle="", marker="o", markersize=2.5, alpha=0.4, markeredgewidth=0)
+        axes.plot(
+            expected[chosen], learned[chosen], linestyle="", marker="o", markersize=2.5, alpha=0.4, markeredgewidth=0
+        )
         ends = np.array([expected[chosen].min(), expected[chosen].max()])
         axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle="--")
         axes.set_xlabel("mutual information - log K, in nats")
