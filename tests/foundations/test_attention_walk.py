@@ -55,7 +55,7 @@ def test_numbers_that_differ_end_the_walk() -> None:
 
     with pytest.raises(RhapsodeError, match="what its attention reads: ModernHopfield and transformer_block and"):
         walk(0, Wrong())
-    assert not Step("", {"a": np.zeros(2), "b": np.array([0, np.nan])}).gap <= TOLERANCE
+    assert not Step("", {"a": np.zeros(2), "b": np.zeros(2), "c": np.array([0, np.nan])}).gap <= TOLERANCE
 
 
 def made_block(width: int, heads: int, hidden: int) -> tuple[list[Layer], dict[str, Numbers]]:

@@ -5,6 +5,7 @@ rhapsode foundations attention
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 WORD, SIDE = "RHAPSODE", 8
 WIDTH, HEADS, HIDDEN = SIDE * SIDE, 4, 128
 SCALE = WIDTH**-0.5
+SHOWN = slice(27, 30)
 TOLERANCE = 1e-10
 """How far numbers that are the same may be apart: all are computed in double precision."""
 
@@ -70,7 +72,7 @@ class Step:
     def gap(self) -> float:
         """The largest difference between any of the ways and the first."""
         first, *others = self.ways.values()
-        return max((float(np.abs(other - first).max()) for other in others), default=0.0)
+        return float(np.max([np.abs(other - first).max() for other in others], initial=0.0))
 
 
 def walk(seed: int, transformer: Transformer | None = None) -> list[Step]:
@@ -238,7 +240,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False, transformer: Tran
     page.figure(_energies(x), "Each letter with its lower half blank, updated again and again.", name="energy")
     page.figure(
         [_sharpened(x, beta) for beta in np.geomspace(0.005, 1, 5 if quick else 16)],
-        "Half an S is read, from a mean of all letters (beta near 0) to the one that fits best.",
+        "Half an A is read, from a mean of all letters (beta near 0) to the one that fits best.",
         name="beta",
     )
     page.section("The same thing, called attention")
@@ -275,13 +277,9 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False, transformer: Tran
     )
     steps = walk(seed, transformer)
     page.table(
-        ["what is computed", "by", "begins with", "largest difference"],
-        [
-            (step.what if not place else "", way, _beginning(numbers), f"{step.gap:.0e}" if not place else "")
-            for step in steps
-            for place, (way, numbers) in enumerate(step.ways.items())
-        ],
-        "The first three of the numbers, and the largest difference between any two ways anywhere in them.",
+        ["what is computed", "by", "some of it", "largest difference"],
+        [row for step in steps for row in _rows(step)],
+        "Three of the numbers, of the first letter, and the largest difference between any two ways anywhere in them.",
     )
     page.fact("Stages from memory to block", str(len(steps)), "each computed in two ways or more")
     page.fact("Largest difference", f"{max(step.gap for step in steps):.0e}", "anywhere on the way")
@@ -295,7 +293,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False, transformer: Tran
 
 def _capacity(seed: int, quick: bool) -> Figure:
     counts = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, *([] if quick else [2000, 5000, 10_000, 20_000])]
-    shares: dict[str, list[float]] = {"signs of the sum (1982)": [], "softmax, beta = 1": [], "softmax, beta = 1/8": []}
+    shares: dict[str, list[float]] = {"1982": [], "softmax, beta = 1": [], "softmax, beta = 1/8": []}
     for count in counts:
         x = random_patterns(count, WIDTH, seed=seed)
         asked = x[:1000]
@@ -314,7 +312,7 @@ def _capacity(seed: int, quick: bool) -> Figure:
             axes.plot(counts, share, marker="o", markersize=4, label=name)
         axes.set(xscale="log", xlabel="patterns", ylabel="% read without an error", ylim=(-3, 103))
         axes.grid(axis="y")
-        axes.legend(loc="center left", bbox_to_anchor=(0, 0.4))
+        axes.legend(loc="center", bbox_to_anchor=(0.5, 0.5))
     return figure
 
 
@@ -334,7 +332,7 @@ def _energies(x: Array, updates: int = 8) -> Figure:
 
 
 def _sharpened(x: Array, beta: float) -> Figure:
-    asked = WORD.index("S")
+    asked = WORD.index("A")
     query = _damaged(x)[asked : asked + 1]
     memory = ModernHopfield(beta=float(beta)).fit(x)
     with drawing():
@@ -351,5 +349,8 @@ def _sharpened(x: Array, beta: float) -> Figure:
     return figure
 
 
-def _beginning(numbers: Array) -> str:
-    return ", ".join(f"{number:.6f}" for number in numbers.ravel()[:3])
+def _rows(step: Step) -> list[tuple[str, str, str, str]]:
+    """Three pixels of the first letter by each way; what it is, and the largest difference, stand in the first row."""
+    shown = [(way, ", ".join(f"{number:.4f}" for number in array[0, SHOWN])) for way, array in step.ways.items()]
+    gaps = [f"{step.gap:.0e}" if step.gap else "0"]
+    return [(what, *row, gap) for what, row, gap in itertools.zip_longest([step.what], shown, gaps, fillvalue="")]

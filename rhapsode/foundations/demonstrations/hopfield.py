@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from rhapsode.base.drawing import FIRST, SECOND, SOFT, drawing
 from rhapsode.base.random import generator
 from rhapsode.foundations.demonstrations.letters import letters
+from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.hopfield import Hopfield, Recall, Rule
 from rhapsode.foundations.hopfield_capacity import (
     bit_error,
@@ -28,10 +28,10 @@ from rhapsode.foundations.page import HALF, WHOLE, gallery
 if TYPE_CHECKING:
     from rhapsode.foundations.page import Page
 
-Numbers = npt.NDArray[np.float64]
 WORD, SIDE = "RHAPSODE", 20
 NOISE = 0.25
 FRAMES = 18
+NETWORKS = 4
 RULES: tuple[Rule, ...] = get_args(Rule)
 LOADS = (0.05, 0.10, 0.138, 0.185, 0.37)
 
@@ -69,7 +69,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     _capacity(page, seed, quick)
 
 
-def _film(page: Page, stored: Numbers, noisy: Numbers, seed: int) -> None:
+def _film(page: Page, stored: Array, noisy: Array, seed: int) -> None:
     path = Hopfield(rule="pseudo-inverse", seed=seed).fit(stored).recall(noisy[0])
     shown = np.unique(np.linspace(0, len(path.states) - 1, FRAMES).astype(np.int64))
     page.figure(
@@ -93,10 +93,16 @@ def _frame(path: Recall, update: int) -> Figure:
     return figure
 
 
-def _rules(page: Page, stored: Numbers, noisy: Numbers, seed: int) -> None:
-    half = stored.reshape(-1, SIDE, SIDE).copy()
-    half[:, SIDE // 2 :] = -1
-    damaged = {"noise": noisy, "lower half erased": half.reshape(len(stored), -1)}
+def _rules(page: Page, stored: Array, noisy: Array, seed: int) -> None:
+    blank, unknown = (stored.reshape(-1, SIDE, SIDE).copy() for _ in range(2))
+    blank[:, SIDE // 2 :] = -1
+    lower = unknown[:, SIDE // 2 :]
+    lower[...] = 2 * generator(seed, "lower half").integers(0, 2, lower.shape) - 1
+    damaged = {
+        "noise": ("noise", noisy),
+        "blank": ("lower half blank", blank.reshape(stored.shape)),
+        "unknown": ("lower half at random", unknown.reshape(stored.shape)),
+    }
     memories = {rule: Hopfield(rule=rule, seed=seed).fit(stored) for rule in RULES}
     page.section("Three ways to dig")
     page.paragraph(
@@ -106,33 +112,36 @@ def _rules(page: Page, stored: Numbers, noisy: Numbers, seed: int) -> None:
         already. The pseudo-inverse projects on what the pictures span; it keeps any pictures that are independent in
         the sense of linear algebra, up to one less than there are units, however alike they look."""
     )
+    page.paragraph(
+        """What is erased matters as well. A blank lower half is no lack of knowledge, it says that there is paper: half
+        an O with nothing below is nearer to a P. With the lower half at random the network knows as little, but is told
+        nothing wrong."""
+    )
     rows = []
-    for name, starts in damaged.items():
+    for name, (damage, starts) in damaged.items():
         found = {rule: memory.predict(starts) for rule, memory in memories.items()}
         pictures = np.concatenate([starts, *found.values()]).reshape(-1, SIDE, SIDE)
         page.figure(
             gallery(pictures, len(WORD), low=-1, high=1),
-            f"{name.capitalize()}, and what is recalled by Hebb's rule, by Storkey's and by the pseudo-inverse.",
-            name=name.split()[-1],
+            f"{damage.capitalize()}; below, what is recalled by Hebb's rule, by Storkey's and by the pseudo-inverse.",
+            name=name,
         )
         for rule, states in found.items():
             exact = int((states == stored).all(axis=1).sum())
-            rows.append((name, rule, f"{exact} of {len(stored)}", f"{100 * np.mean(states == stored):.1f} %"))
+            rows.append((damage, rule, f"{exact} of {len(stored)}", f"{100 * np.mean(states == stored):.1f} %"))
             if rule == "pseudo-inverse":
-                page.fact("Letters restored", f"{exact} of {len(stored)}", f"by the pseudo-inverse, {name}")
+                page.fact("Letters restored", f"{exact} of {len(stored)}", f"by the pseudo-inverse, {damage}")
     page.table(["damage", "rule", "letters restored", "pixels right"], rows)
 
 
 def _at_once(page: Page, seed: int) -> None:
-    """One run with one unit at a time and one with all at once, from a start from which the latter goes round."""
+    """One run with one unit at a time and one with all at once, from a start where the latter goes up or round."""
     units = 100
     alone = Hopfield(seed=seed).fit(random_patterns(12, units, seed=seed))
     together = Hopfield(seed=seed, updates="synchronous").fit(alone.patterns_)
-    for start in random_patterns(200, units, seed=seed + 1):
-        path = together.recall(start)
-        if path.end == "two-cycle":
-            break
-    falling = alone.recall(start)
+    paths = [together.recall(start) for start in random_patterns(200, units, seed=seed + 1)]
+    path = max(paths, key=lambda path: (path.end == "two-cycle", float(np.diff(path.energies).max())))
+    falling = alone.recall(path.states[0])
     page.section("One at a time, or all at once")
     page.paragraph(
         """That the energy falls holds where units take turns. Where all are updated at once, two that want to differ
@@ -169,7 +178,7 @@ def _capacity(page: Page, seed: int, quick: bool) -> None:
     )
     rows = []
     for load in LOADS:
-        patterns, networks = round(load * units), 30 if load < 0.1 else 4
+        patterns, networks = round(load * units), 30 if load < 0.1 else NETWORKS
         share = float(error_shares(units=units, patterns=patterns, networks=networks, seed=seed).mean())
         numbers = (share, exact_bit_error(units, patterns), bit_error(load))
         rows.append(
@@ -196,7 +205,14 @@ def _retrieval(units: int, states: int, seed: int) -> Figure:
     loads = np.array([0.02, 0.05, 0.08, 0.10, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.20, 0.22, 0.25])
     theory_loads, theory = retrieval_curve()
     found = [
-        overlaps("hebbian", units=units, patterns=round(load * units), flipped=0, states=states, seed=seed)
+        np.concatenate(
+            [
+                overlaps(
+                    "hebbian", units=units, patterns=round(load * units), flipped=0, states=states, seed=seed, network=n
+                )
+                for n in range(NETWORKS)
+            ]
+        )
         for load in loads
     ]
     with drawing():
