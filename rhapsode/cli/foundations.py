@@ -93,10 +93,14 @@ def words(*, choices: Chosen = Choices()) -> None:
 @app.command(sort_key=6)
 def attention(*, choices: Chosen = Choices()) -> None:
     """From associative memory to attention, the same numbers all the way."""
+    from functools import partial
+
+    from rhapsode.cli.same_numbers import ModelTransformer
     from rhapsode.foundations.demonstrations.attention import demonstrate
 
     subtitle = "One step of an associative memory is one step of a transformer"
-    _show("attention", "From memory to attention", subtitle, demonstrate, choices)
+    walk = partial(demonstrate, transformer=ModelTransformer())
+    _show("attention", "From memory to attention", subtitle, walk, choices)
 
 
 def _show(name: str, title: str, subtitle: str, demonstrate: Callable[..., None], choices: Choices) -> None:

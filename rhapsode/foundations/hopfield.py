@@ -231,7 +231,8 @@ def _pseudo_inverse(weights: Numbers, patterns: Numbers, stored: int) -> Numbers
             todo=f"Store at most {units - 1}: with as many as units every state would be one.",
         )
     directions = directions[:independent]  # (independent, units), orthonormal
-    return directions.T @ directions
+    projection: Numbers = directions.T @ directions
+    return projection
 
 
 RULES: dict[Rule, Callable[[Numbers, Numbers, int], Numbers]] = {

@@ -55,8 +55,8 @@ def retrieval_curve(points: int = 200) -> tuple[Numbers, Numbers]:
         loads from near 0 to the critical one, 0.138, and the overlap at each, both (points,).
     """
     y = np.linspace(5.0, 0.5, 100_000)
-    erf = np.vectorize(math.erf)(y)
-    loads = 0.5 * np.square(erf / y - 2 / math.sqrt(math.pi) * np.exp(-np.square(y)))
+    erf: Numbers = np.vectorize(math.erf)(y)
+    loads: Numbers = 0.5 * np.square(erf / y - 2 / math.sqrt(math.pi) * np.exp(-np.square(y)))
     end = int(np.argmax(loads))  # beyond it loads fall again: the solutions there are not stable
     shown = np.unique(np.linspace(0, end, points).astype(np.int64))
     return loads[shown], erf[shown]
@@ -65,7 +65,7 @@ def retrieval_curve(points: int = 200) -> tuple[Numbers, Numbers]:
 def random_patterns(patterns: int, units: int, *, seed: int, network: int = 0) -> Numbers:
     """Patterns (patterns, units) of -1 and +1, each as likely; one set for each number of a network."""
     bits = generator(seed, "patterns", units, patterns, network).integers(0, 2, (patterns, units))
-    return 2.0 * bits - 1.0
+    return np.where(bits == 1, 1.0, -1.0)
 
 
 def error_shares(*, units: int, patterns: int, networks: int, seed: int) -> Numbers:
