@@ -126,7 +126,7 @@ def test_it_needs_no_network_and_runs_no_script(full: Page, tmp_path: Path) -> N
 
 
 @given(text=st.text(max_size=30))
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_text_is_only_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     for words in (EVIL, text):
         page = Page(words, words).fact(words, words, words).section(words).paragraph(words).next(words, words)
