@@ -173,6 +173,7 @@ class Team:
                     before.common[LEAVE] = 1
                 common[LEAVE] = 0
                 self._job = weakref.ref(job)
+            self._errors.clear()  # of those that were raised together, all but one
             begin_step(common)
             for number, start in enumerate(self._starts[: job.threads - 1], start=1):
                 if not is_awake(common, number):
