@@ -105,6 +105,7 @@ class LanguageModel:
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
         where: what messages call it.
         device: where packed weights are unpacked to.
+        in_training: its weights change, and a step of the training is not to wait until kernels are compiled.
 
     Attributes:
         packed: its packed weights, where it has such.
@@ -123,6 +124,7 @@ class LanguageModel:
         provenance: dict[str, Any] | None = None,
         where: str = "model",
         device: torch.device | str = "cpu",
+        in_training: bool = False,
     ) -> None:
         rows, tokens = model.config.vocabulary_size, tokenizer.vocabulary_size
         # Others round the vocabulary of a model up to a size that computes well.
@@ -135,7 +137,7 @@ class LanguageModel:
             )
         self.packed = model if isinstance(model, PackedModel) else None
         self._model = None if isinstance(model, PackedModel) else model
-        self._device = device
+        self._device, self._in_training = device, in_training
         self.tokenizer, self.provenance, self.where = tokenizer, provenance, where
         self.usual_search = search or BeamSearch()
         own = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
@@ -280,7 +282,7 @@ class LanguageModel:
             InputError: the cache is wanted in a form that only kernels have, which cannot be used here.
         """
         source = self.packed or self.decoder()
-        why = refused(source, self._device)
+        why = "it is being trained" if self._in_training else refused(source, self._device)
         if why is None:
             self.step_by = "kernels"
             on, size = torch.device("cpu"), NUMBER_BYTES[self.cache_type]

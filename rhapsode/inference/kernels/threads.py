@@ -175,10 +175,10 @@ class Team:
                 self._job = weakref.ref(job)
             self._errors.clear()  # of those that were raised together, all but one
             begin_step(common)
-            for number, start in enumerate(self._starts[: job.threads - 1], start=1):
-                if not is_awake(common, number):
-                    common[FIRST_AWAKE + APART * number] = 1
-                    start.release()
+            sleepers = [number for number in range(1, job.threads) if not is_awake(common, number)]
+            for number in sleepers:
+                common[FIRST_AWAKE + APART * number] = 1
+                self._starts[number - 1].release()
             try:
                 job.step()
             except BaseException:
@@ -188,6 +188,8 @@ class Team:
             if common[FAILED]:
                 self._recover(job)
                 raise self._errors.pop()
+            if sleepers:  # what was waited for was that they woke
+                return
             # Of n threads, n - 1 wait for one that does not run; alone is faster where they do so for all but 1 / n.
             if lost(common) < (job.threads - 1) ** 2 / job.threads:
                 self._alone_for = LEAST_ALONE
