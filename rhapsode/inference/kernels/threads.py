@@ -173,6 +173,7 @@ class Team:
                     before.common[LEAVE] = 1
                 common[LEAVE] = 0
                 self._job = weakref.ref(job)
+            self._errors.clear()  # of those that were raised together, all but one
             begin_step(common)
             sleepers = [number for number in range(1, job.threads) if not is_awake(common, number)]
             for number in sleepers:
