@@ -188,7 +188,7 @@ class Team:
             if common[FAILED]:
                 self._recover(job)
                 raise self._errors.pop()
-            if sleepers:  # what was waited for was that they woke
+            if sleepers and common[LOST] < LOOKOUT:  # what was waited for was that they woke
                 return
             # Of n threads, n - 1 wait for one that does not run; alone is faster where they do so for all but 1 / n.
             if lost(common) < (job.threads - 1) ** 2 / job.threads:
