@@ -313,31 +313,35 @@ def test_a_process_ends_after_its_last_step() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("neighbours", [1, 2])
-def test_busy_neighbours_take_their_share_and_no_more(neighbours: int) -> None:
+@pytest.mark.parametrize("neighbours", [1, 2, 4])
+def test_beside_busy_processes_several_threads_are_not_much_slower_than_one(neighbours: int) -> None:
+    """One thread gets its share of a core, whatever else is done; so the two are measured in turns."""
     if team().size == 1:
         pytest.skip("one core")
-    config = ModelConfig(4000, 256, 6, 8, 4, 32, 768, 256)
-    step = KernelStep(pack_model(random_decoder(config), 8), 8, threads=2)
+    packed = pack_model(random_decoder(ModelConfig(4000, 256, 6, 8, 4, 32, 768, 256)), 8)
+    steps = [KernelStep(packed, 8, threads=threads) for threads in (1, 2)]
 
-    def tokens_per_second() -> float:
+    def tokens_per_second(step: KernelStep) -> float:
         count, start = 0, time.perf_counter()
-        while time.perf_counter() < start + 0.5:
+        while time.perf_counter() < start + 0.4:
             step([Reading([count % 4000], range(8), count % 250, 1)])
             count += 1
         return count / (time.perf_counter() - start)
 
-    tokens_per_second()
-    without = float(np.median([tokens_per_second() for _ in range(5)]))
+    for step in steps:
+        step.warm_up()
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     try:
         time.sleep(0.3)
-        beside = float(np.median([tokens_per_second() for _ in range(5)]))
+        ratios = []
+        for _ in range(7):
+            alone, together = (tokens_per_second(step) for step in steps)
+            ratios.append(together / alone)
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert beside > without / 5
+    assert np.median(ratios) > 1 / 5, ratios
 
 
 def test_the_team_has_a_thread_for_each_core() -> None:
