@@ -40,7 +40,7 @@ def kept_in() -> Path | None:
         digest.update(file.read_bytes())
     try:
         folder = caches() / "rhapsode" / f"kernels-{digest.hexdigest()[:16]}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # code: nobody else may write there
         return folder if os.access(folder, os.W_OK) else None
     except (OSError, RuntimeError):  # no home folder
         return None

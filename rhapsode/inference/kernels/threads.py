@@ -36,9 +36,11 @@ PATIENCE = 2_000
 """Looks at a number that another thread shall change, before others may have the core."""
 LOOKOUT = 5_000_000
 """Cycles for which a thread looks out for the next step: 2 ms, and little less than drawing a token may take."""
-LEAST_ALONE, MOST_ALONE = 0.02, 0.64
-"""Seconds for which the first thread computes alone, twice as long each time that this was no use. With two other
-processes on two cores, steps of two threads are 50 times slower than alone; one of them in 0.64 s does no harm."""
+TRIAL = 0.05
+"""Seconds of steps after which it is seen whether several threads are of use."""
+LEAST_ALONE, MOST_ALONE = 0.1, 1.6
+"""Seconds for which the first thread computes alone, twice as long each time that they were of none. With two other
+processes on two cores, steps of two threads are 50 times slower than alone."""
 
 _give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
@@ -151,6 +153,7 @@ class Team:
         self._errors: list[BaseException] = []
         self._ended = False
         self._alone_until, self._alone_for = 0.0, LEAST_ALONE
+        self._seconds = self._lost = 0.0
         self._starts = [threading.Semaphore(0) for _ in range(1, self.size)]
         self._threads = [
             threading.Thread(target=self._serve, args=(number, start), daemon=True, name=f"step {number}")
@@ -174,6 +177,7 @@ class Team:
                 common[LEAVE] = 0
                 self._job = weakref.ref(job)
             self._errors.clear()  # of those that were raised together, all but one
+            began = time.monotonic()
             begin_step(common)
             sleepers = [number for number in range(1, job.threads) if not is_awake(common, number)]
             for number in sleepers:
@@ -188,14 +192,25 @@ class Team:
             if common[FAILED]:
                 self._recover(job)
                 raise self._errors.pop()
-            if sleepers and common[LOST] < LOOKOUT:  # what was waited for was that they woke
-                return
-            # Of n threads, n - 1 wait for one that does not run; alone is faster where they do so for all but 1 / n.
-            if lost(common) < (job.threads - 1) ** 2 / job.threads:
-                self._alone_for = LEAST_ALONE
-            else:
-                self._alone_until = time.monotonic() + self._alone_for
-                self._alone_for = min(2 * self._alone_for, MOST_ALONE)
+            if not sleepers or common[LOST] > LOOKOUT:  # else what was waited for was that they woke
+                self._judge(lost(common), time.monotonic() - began, job.threads)
+
+    def _judge(self, share: float, seconds: float, threads: int) -> None:
+        """Decide how to go on after a step in which so much was lost.
+
+        Not by one step: threads that have just woken may share a core, until the system sees it and parts them.
+        """
+        self._seconds += seconds
+        self._lost += share * seconds
+        if self._seconds < TRIAL:
+            return
+        # Of n threads, n - 1 wait for one that does not run; alone is faster where they do so for all but 1 / n.
+        if self._lost < self._seconds * (threads - 1) ** 2 / threads:
+            self._alone_for = LEAST_ALONE
+        else:
+            self._alone_until = time.monotonic() + self._alone_for
+            self._alone_for = min(2 * self._alone_for, MOST_ALONE)
+        self._seconds = self._lost = 0.0
 
     def end(self) -> None:
         """End the threads: one that came back from a step to an interpreter that is gone would abort the process."""
