@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
+from rhapsode.inference.language_model import LanguageModel, load
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
+from rhapsode.serving import models as serving_models
 from rhapsode.serving.app import Access, application
 from rhapsode.serving.models import Models
 from rhapsode.serving.server import listening, server_for
@@ -61,6 +64,13 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
+def slow(path: Path, device: str) -> LanguageModel:
+    """A model whose steps are torch's: with kernels so small a one has answered before anybody can stop it."""
+    model = load(path, device)
+    model.use_kernels = False
+    return model
+
+
 @contextmanager
 def serving(folders: Mapping[str, Path], *, port: int = 0, **access: Any) -> Iterator[str]:
     """The address of a server of these models, which ends with the block; port 0 takes any that is free."""
@@ -73,7 +83,8 @@ def serving(folders: Mapping[str, Path], *, port: int = 0, **access: Any) -> Ite
     while not server.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        with patch.object(serving_models, "load", slow):
+            yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
