@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from rhapsode.inference.language_model import LanguageModel, load
+from rhapsode.inference.step import Reading, Step
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
 from rhapsode.serving import models as serving_models
@@ -64,10 +66,22 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
+class Slow:
+    """A step that takes a while: so small a model would have answered before anybody can stop it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.blocks, self.copy = step, step.blocks, step.copy
+
+    def __call__(self, readings: Sequence[Reading]) -> list[np.ndarray]:
+        time.sleep(0.003)
+        return self.step(readings)
+
+
 def slow(path: Path, device: str) -> LanguageModel:
-    """A model whose steps are torch's: with kernels so small a one has answered before anybody can stop it."""
+    """A model that writes a few hundred tokens a second."""
     model = load(path, device)
-    model.use_kernels = False
+    step = model.step
+    model.step = lambda blocks=None: Slow(step(blocks))  # type: ignore[method-assign]
     return model
 
 
