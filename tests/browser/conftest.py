@@ -232,3 +232,17 @@ def artefacts() -> Path:
     folder = Path(os.environ.get("RHAPSODE_ARTEFACTS") or Path(__file__).parent / "artefacts")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def running(address: str) -> int:
+    """Texts that the server is writing."""
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("rhapsode_texts_running{"))
+
+
+def expect_none_running(page: Page, address: str) -> None:
+    for _ in range(100):
+        if running(address) == 0:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("the server goes on writing")
