@@ -19,7 +19,7 @@ import numpy as np
 
 from rhapsode.inference.kernels.compiled import compiled
 from rhapsode.inference.kernels.step import KernelStep
-from rhapsode.inference.kernels.vectors import broadcast, has_byte_products, load_floats, store_floats
+from rhapsode.inference.kernels.vectors import WIDE_LANES, broadcast, has_byte_products, load_floats, store_floats
 from rhapsode.model.config import ModelConfig
 from rhapsode.model.packed import pack, pack_model
 
@@ -56,14 +56,15 @@ CONFIGS = (
 
 
 def products() -> dict[str, np.ndarray]:
-    """Packed matrices times vectors, with and without a bias."""
+    """Matrices times vectors."""
     draw = np.random.default_rng(0)
     found = {}
-    for bits in (8, 4):
+    for bits in (32, 8, 4):
         for rows, columns, tokens in ((1, 1, 1), (13, 70, 9), (64, 32, 4), (40, 161, 6)):
             weights, bias = draw.standard_normal((rows, columns)), draw.standard_normal(rows)
-            matrix = Matrix.of(pack(weights.astype(np.float32), bits), bias.astype(np.float32))
-            found[f"{bits} {rows}"] = multiplied(matrix, vectors(draw, tokens, columns), (3, 5))
+            plain = weights.astype(np.float32)
+            matrix = Matrix.of(plain if bits == 32 else pack(plain, bits), bias.astype(np.float32))
+            found[f"product {bits} {rows}"] = multiplied(matrix, vectors(draw, tokens, columns), (3, 5))
     return found
 
 
@@ -102,7 +103,7 @@ def bounds() -> dict[str, np.ndarray]:
 
 def computed(words: Sequence[str]) -> dict[str, np.ndarray]:
     """All that is asked for."""
-    found = {"byte products": np.array(has_byte_products())}
+    found = {"byte products": np.array(has_byte_products()), "lanes": np.array(WIDE_LANES)}
     for word in words:
         found |= products() if word == "products" else bounds() if word == "bounds" else logits(word)
     return found
