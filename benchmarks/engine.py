@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rhapsode.base.machine import memory_bandwidth, prepare, processor, threads
+from rhapsode.inference.kernels.choice import kernel_step, refused
 from rhapsode.inference.speed import measure, weight_bytes
+from rhapsode.inference.step import TorchStep
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.families import FAMILIES
 from rhapsode.model.folder import save_model
@@ -69,11 +72,15 @@ def main() -> None:
         peer = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
     limit = memory_bandwidth(on)
     print(f"{processor()}, {threads()} threads, {limit / 1e9:.1f} GB/s; {weight_bytes(ours) / 1e6:.0f} MB of weights")
+    why = refused(ours)
+    step_for = partial(kernel_step, ours) if why is None else partial(TorchStep, ours)
+    print(f"steps by {'kernels' if why is None else f'torch, because {why}'}")
     figures: dict[str, list[float]] = {}
+    measured = partial(measure, ours.config, step_for, weights=weight_bytes(ours))
     for _ in range(a.rounds):
-        (alone,) = measure(ours, (1,), prompt_tokens=PROMPT, new_tokens=a.new_tokens)
-        (many,) = measure(ours, (TEXTS,), prompt_tokens=PROMPT, new_tokens=a.new_tokens)
-        (long,) = measure(ours, (1,), prompt_tokens=PREFILL, new_tokens=1)
+        (alone,) = measured((1,), prompt_tokens=PROMPT, new_tokens=a.new_tokens)
+        (many,) = measured((TEXTS,), prompt_tokens=PROMPT, new_tokens=a.new_tokens)
+        (long,) = measured((1,), prompt_tokens=PREFILL, new_tokens=1)
         prefill, decode = theirs(peer, a.new_tokens)
         for name, value in (
             ("prefill, rhapsode", long.prefill),

@@ -31,6 +31,7 @@ rhapsode demo                             see it all in three minutes
 rhapsode train mytext.txt --minutes 10    a model of your text
 rhapsode generate runs/mytext "Once"      text from it
 rhapsode next runs/mytext "The cat"       what it thinks comes next
+rhapsode quantize runs/mytext --bits 8 --out small    smaller, faster
 rhapsode import model.gguf --out theirs   a model of others
 rhapsode export runs/mytext --out mine.gguf --format gguf --type q8_0    for llama.cpp and Ollama
 

@@ -147,7 +147,7 @@ class LanguageModel:
         self._speculation: Speculation | None = None
         self.cache_bytes: int | None = None
         self.cache_type: CacheType = "float32"
-        self.step_by = ""
+        self.use_kernels, self.step_by = True, ""
 
     @property
     def config(self) -> ModelConfig:
@@ -280,7 +280,7 @@ class LanguageModel:
             InputError: the cache is wanted in a form that only kernels have, which cannot be used here.
         """
         source = self.packed or self.decoder()
-        why = refused(source, self._device)
+        why = refused(source, self._device) if self.use_kernels else "kernels are not wanted"
         if why is None:
             self.step_by = "kernels"
             on, size = torch.device("cpu"), NUMBER_BYTES[self.cache_type]

@@ -3,7 +3,7 @@
     laid_out = lay_out(decoder); why_not = unsupported(decoder.config)
 
 Matrices stay where they are, in torch's memory or in a file that is mapped; only small vectors are copied, and fp32
-matrices whose rows are no multiple of 8 long.
+matrices whose rows are no whole number of vectors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rhapsode.inference.kernels import elementwise, program
 from rhapsode.inference.kernels.products import BLOCK, GROUP
+from rhapsode.inference.kernels.vectors import WIDE_LANES
 from rhapsode.model.config import Activation, ModelConfig
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.packed import PackedMatrix, PackedModel
@@ -138,7 +139,7 @@ class _Tables:
         if weight not in self.parameters:
             return -1
         values = self.parameters[weight].detach()
-        columns = -(-values.shape[1] // GROUP) * GROUP
+        columns = -(-values.shape[1] // WIDE_LANES) * WIDE_LANES
         if columns != values.shape[1] or values.dtype != torch.float32 or not values.is_contiguous():
             values = torch.nn.functional.pad(values.float(), (0, columns - values.shape[1])).contiguous()
         self.matrices.append([self.address(values.numpy()), 0, bias, values.shape[0], columns, 32])

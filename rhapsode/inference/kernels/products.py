@@ -12,6 +12,8 @@ import numpy as np
 
 from rhapsode.inference.kernels.compiled import compiled
 from rhapsode.inference.kernels.vectors import (
+    LANES,
+    WIDE_LANES,
     add_byte_products,
     add_small_products,
     add_word_products,
@@ -19,19 +21,22 @@ from rhapsode.inference.kernels.vectors import (
     broadcast_integer,
     even_words,
     fma,
+    folded,
     has_byte_products,
     high_nibbles,
     integers_to_floats,
     load_bytes,
-    load_floats,
     load_halves,
+    load_wide,
     low_nibbles,
+    no_wide,
     no_words,
     odd_words,
     prefetch,
     repeat_bytes,
     repeat_words,
     sum_of,
+    wide_fma,
     words_to_integers,
 )
 
@@ -191,51 +196,94 @@ def int4_rows_by_4(weights, scales, group, blocks, signed, factors, sums, token)
 
 
 @compiled
+def row_sum(total):
+    """The sum of all lanes of a wide vector."""
+    return sum_of(folded(total))
+
+
+@compiled
 def float_row(weights, row, columns, x, token, stride):
-    """A row of fp32 weights, a multiple of 8 long, times one vector; vectors lie `stride` apart."""
-    total = broadcast(np.float32(0))
-    for column in range(0, columns, 8):
-        total = fma(load_floats(weights, row * columns + column), load_floats(x, token * stride + column), total)
-    return sum_of(total)
+    """A row of fp32 weights, a multiple of `WIDE_LANES` long, times one vector; vectors lie `stride` apart."""
+    total = no_wide()
+    for column in range(0, columns, WIDE_LANES):
+        total = wide_fma(load_wide(weights, row * columns + column), load_wide(x, token * stride + column), total)
+    return row_sum(total)
 
 
 @compiled
 def float_rows_of_4(weights, row, columns, x, token, stride):
     """Four rows times one vector."""
-    zero = broadcast(np.float32(0))
+    zero = no_wide()
     a, b, c, d = zero, zero, zero, zero
     first = row * columns
-    for column in range(0, columns, 8):
-        here = load_floats(x, token * stride + column)
-        a = fma(load_floats(weights, first + column), here, a)
-        b = fma(load_floats(weights, first + columns + column), here, b)
-        c = fma(load_floats(weights, first + 2 * columns + column), here, c)
-        d = fma(load_floats(weights, first + 3 * columns + column), here, d)
-    return sum_of(a), sum_of(b), sum_of(c), sum_of(d)
+    for column in range(0, columns, WIDE_LANES):
+        here = load_wide(x, token * stride + column)
+        a = wide_fma(load_wide(weights, first + column), here, a)
+        b = wide_fma(load_wide(weights, first + columns + column), here, b)
+        c = wide_fma(load_wide(weights, first + 2 * columns + column), here, c)
+        d = wide_fma(load_wide(weights, first + 3 * columns + column), here, d)
+    return row_sum(a), row_sum(b), row_sum(c), row_sum(d)
 
 
 @compiled
 def _add_3(weight, x, y, z, totals):
-    return fma(weight, x, totals[0]), fma(weight, y, totals[1]), fma(weight, z, totals[2])
+    return wide_fma(weight, x, totals[0]), wide_fma(weight, y, totals[1]), wide_fma(weight, z, totals[2])
+
+
+@compiled
+def _row_sums(totals):
+    return row_sum(totals[0]), row_sum(totals[1]), row_sum(totals[2])
 
 
 @compiled
 def float_rows_of_4_by_3(weights, row, columns, x, token, stride):
     """Four rows times three vectors: four tuples, a row each."""
-    zero = broadcast(np.float32(0))
+    zero = no_wide()
     a, b, c, d = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
     first, vector = row * columns, token * stride
-    for column in range(0, columns, 8):
-        p = load_floats(x, vector + column)
-        q = load_floats(x, vector + stride + column)
-        r = load_floats(x, vector + 2 * stride + column)
-        a = _add_3(load_floats(weights, first + column), p, q, r, a)
-        b = _add_3(load_floats(weights, first + columns + column), p, q, r, b)
-        c = _add_3(load_floats(weights, first + 2 * columns + column), p, q, r, c)
-        d = _add_3(load_floats(weights, first + 3 * columns + column), p, q, r, d)
+    for column in range(0, columns, WIDE_LANES):
+        p = load_wide(x, vector + column)
+        q = load_wide(x, vector + stride + column)
+        r = load_wide(x, vector + 2 * stride + column)
+        a = _add_3(load_wide(weights, first + column), p, q, r, a)
+        b = _add_3(load_wide(weights, first + columns + column), p, q, r, b)
+        c = _add_3(load_wide(weights, first + 2 * columns + column), p, q, r, c)
+        d = _add_3(load_wide(weights, first + 3 * columns + column), p, q, r, d)
+    return _row_sums(a), _row_sums(b), _row_sums(c), _row_sums(d)
+
+
+@compiled
+def float_rows_of_8_by_3(weights, row, columns, x, token, stride):
+    """Eight rows times three vectors: eight tuples, for the registers of AVX-512."""
+    zero = no_wide()
+    none = (zero, zero, zero)
+    a, b, c, d, e, f, g, h = none, none, none, none, none, none, none, none
+    first, vector = row * columns, token * stride
+    for column in range(0, columns, WIDE_LANES):
+        p = load_wide(x, vector + column)
+        q = load_wide(x, vector + stride + column)
+        r = load_wide(x, vector + 2 * stride + column)
+        at = first + column
+        a = _add_3(load_wide(weights, at), p, q, r, a)
+        b = _add_3(load_wide(weights, at + columns), p, q, r, b)
+        c = _add_3(load_wide(weights, at + 2 * columns), p, q, r, c)
+        d = _add_3(load_wide(weights, at + 3 * columns), p, q, r, d)
+        e = _add_3(load_wide(weights, at + 4 * columns), p, q, r, e)
+        f = _add_3(load_wide(weights, at + 5 * columns), p, q, r, f)
+        g = _add_3(load_wide(weights, at + 6 * columns), p, q, r, g)
+        h = _add_3(load_wide(weights, at + 7 * columns), p, q, r, h)
     return (
-        (sum_of(a[0]), sum_of(a[1]), sum_of(a[2])),
-        (sum_of(b[0]), sum_of(b[1]), sum_of(b[2])),
-        (sum_of(c[0]), sum_of(c[1]), sum_of(c[2])),
-        (sum_of(d[0]), sum_of(d[1]), sum_of(d[2])),
+        _row_sums(a),
+        _row_sums(b),
+        _row_sums(c),
+        _row_sums(d),
+        _row_sums(e),
+        _row_sums(f),
+        _row_sums(g),
+        _row_sums(h),
     )
+
+
+ROWS_BY_3 = 8 if WIDE_LANES > LANES else 4
+"""Rows that are multiplied with three vectors at a time: as many as there are registers for."""
+float_rows_by_3 = float_rows_of_8_by_3 if WIDE_LANES > LANES else float_rows_of_4_by_3

@@ -19,9 +19,10 @@ from rhapsode.inference.kernels.products import (
     INT4_SCALES,
     INT8_BYTES,
     INT8_SCALES,
+    ROWS_BY_3,
     float_row,
+    float_rows_by_3,
     float_rows_of_4,
-    float_rows_of_4_by_3,
     int4_rows,
     int4_rows_by_4,
     int8_rows,
@@ -112,21 +113,22 @@ def multiply(matrix, begin, end, x, small, first, tokens, out, stride):
         weights = floats_at(matrix[WEIGHTS], rows * columns)
         width = padded(columns, BLOCK)
         last = min(rows, GROUP * end)
-        whole = last // 4 * 4 if last == rows else last
-        for row in range(GROUP * begin, whole, 4):
+        whole = last // ROWS_BY_3 * ROWS_BY_3 if last == rows else last
+        for row in range(GROUP * begin, whole, ROWS_BY_3):
             token = 0
             while token + 3 <= tokens:
-                found = float_rows_of_4_by_3(weights, row, columns, x, first + token, width)
-                for r in range(4):
+                found = float_rows_by_3(weights, row, columns, x, first + token, width)
+                for r in range(ROWS_BY_3):
                     added = bias[row + r] if len(bias) > 0 else np.float32(0)
                     for t in range(3):
                         out[(token + t) * stride + row + r] = found[r][t] + added
                 token += 3
             while token < tokens:
-                ones = float_rows_of_4(weights, row, columns, x, first + token, width)
-                for r in range(4):
-                    added = bias[row + r] if len(bias) > 0 else np.float32(0)
-                    out[token * stride + row + r] = ones[r] + added
+                for four in range(row, row + ROWS_BY_3, 4):
+                    ones = float_rows_of_4(weights, four, columns, x, first + token, width)
+                    for r in range(4):
+                        added = bias[four + r] if len(bias) > 0 else np.float32(0)
+                        out[token * stride + four + r] = ones[r] + added
                 token += 1
         for row in range(max(whole, GROUP * begin), last):
             for token in range(tokens):

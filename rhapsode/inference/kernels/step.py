@@ -20,7 +20,7 @@ from rhapsode.inference.kernels.attention import POSITIONS
 from rhapsode.inference.kernels.elementwise import WORDS_TOO
 from rhapsode.inference.kernels.layout import lay_out
 from rhapsode.inference.kernels.products import BLOCK, GROUP
-from rhapsode.inference.kernels.threads import LEAVE, in_common, is_awake, team
+from rhapsode.inference.kernels.threads import LEAVE, begin_step, in_common, is_awake, team
 from rhapsode.inference.step import Reading
 from rhapsode.model.decoder import Decoder
 from rhapsode.model.packed import PackedModel
@@ -77,7 +77,7 @@ class KernelStep:
             np.zeros(factors, np.float32),
             np.zeros(factors, np.float32),
         )
-        self.common = in_common(program.PARTS_OF_LAYER * config.layers + 1)
+        self.common, self._alone = (in_common(program.PARTS_OF_LAYER * config.layers + 1) for _ in range(2))
         self._rows = self._reach = self._texts = 0
         self._step = np.zeros(program.STEP_SIZE, np.int64)
         self._ids, self._positions, self._of_text, self._wanted = (np.zeros(AT_ONCE, np.int64) for _ in range(4))
@@ -167,6 +167,11 @@ class KernelStep:
     def warm_up(self) -> None:
         """Compile, and start the threads, by a step without tokens."""
         self._run([], np.empty((0, 0), np.float32))
+
+    def alone(self) -> None:
+        """A step by one thread."""
+        begin_step(self._alone)
+        program.run(0, 1, self._alone, *self._arguments[2:])
 
     def step(self) -> None:
         """The first thread's share of a step."""

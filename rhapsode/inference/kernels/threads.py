@@ -4,7 +4,8 @@
 
 Threads that have finished a step look out for the next one for a while before they sleep: a token's step is over in
 less time than it takes to wake a thread. One step at a time in a process, however many models there are: more threads
-than cores would only wait for each other.
+than cores would only wait for each other. Where other processes have the cores, threads of one step rarely run at the
+same time: then the first one computes alone for a while, which changes no bit.
 """
 
 from __future__ import annotations
@@ -24,14 +25,22 @@ from rhapsode.base.machine import threads as cores
 from rhapsode.inference.kernels.compiled import compiled
 from rhapsode.inference.kernels.vectors import atomic_add, atomic_load, atomic_store, cycles, pause
 
-STEPS, LEAVE, FAILED, ARRIVED, ROUNDS, FIRST_AWAKE, FIRST_DONE, CLAIMS = (8 * n for n in (0, 1, 2, 3, 4, 5, 69, 133))
-"""Places in what threads have in common, each on a line of the cache of its own. For each thread one says whether it
-looks out for steps, one how many it has done; for each part of a step, from the last one on, how much is taken."""
+STEPS, LEAVE, FAILED, ARRIVED, ROUNDS, BEGUN, LOST, FIRST_AWAKE, FIRST_DONE, CLAIMS = (
+    8 * n for n in (0, 1, 2, 3, 4, 5, 6, 7, 71, 135)
+)
+"""Places in what threads have in common, each on a line of the cache of its own: when the step has begun, and cycles
+that threads have waited in vain; for each thread one says whether it looks out for steps, one how many it has done; for
+each part of a step, from the last one on, how much is taken."""
 APART, MOST_THREADS = 8, 64
 PATIENCE = 2_000
 """Looks at a number that another thread shall change, before others may have the core."""
 LOOKOUT = 5_000_000
 """Cycles for which a thread looks out for the next step: 2 ms, and little less than drawing a token may take."""
+TRIAL = 0.05
+"""Seconds of steps after which it is seen whether several threads are of use."""
+LEAST_ALONE, MOST_ALONE = 0.1, 1.6
+"""Seconds for which the first thread computes alone, twice as long each time that they were of none. With two other
+processes on two cores, steps of two threads are 50 times slower than alone."""
 
 _give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
@@ -57,19 +66,24 @@ def wait_for_all(common, threads):
         atomic_store(common, ARRIVED, 0)
         atomic_store(common, ROUNDS, before + 1)
         return
-    looks = 0
+    looks = since = 0
     while atomic_load(common, ROUNDS) == before and atomic_load(common, FAILED) == 0:
         looks += 1
         if looks < PATIENCE:
             pause()
-        else:
-            _give_way()
+            continue
+        if since == 0:
+            since = cycles()
+        _give_way()
+    if since != 0:
+        atomic_add(common, LOST, cycles() - since)
 
 
 @compiled
 def begin_step(common):
     """Let the threads that look out begin a step."""
     common[CLAIMS:] = 0
+    common[BEGUN], common[LOST] = cycles(), 0
     atomic_add(common, STEPS, 1)
 
 
@@ -105,6 +119,12 @@ def step_is_done(common, thread):
     atomic_store(common, FIRST_DONE + APART * thread, common[FIRST_DONE + APART * thread] + 1)
 
 
+@compiled
+def lost(common):
+    """What all threads together have waited in vain, in times of the step that is over."""
+    return atomic_load(common, LOST) / (cycles() - common[BEGUN])
+
+
 class Job(Protocol):
     """What computes steps, each as it finds it described in memory that its threads share."""
 
@@ -112,6 +132,9 @@ class Job(Protocol):
     """As `in_common`."""
     threads: int
     """At most as many as the team has."""
+
+    def alone(self) -> None:
+        """A step by one thread, without `common`."""
 
     def step(self) -> None:
         """The first thread's share of a step."""
@@ -129,6 +152,8 @@ class Team:
         self._job: weakref.ref[Job] | None = None
         self._errors: list[BaseException] = []
         self._ended = False
+        self._alone_until, self._alone_for = 0.0, LEAST_ALONE
+        self._seconds = self._lost = 0.0
         self._starts = [threading.Semaphore(0) for _ in range(1, self.size)]
         self._threads = [
             threading.Thread(target=self._serve, args=(number, start), daemon=True, name=f"step {number}")
@@ -142,9 +167,8 @@ class Team:
         """Compute a step with as many threads as the job wants."""
         with self._lock:
             common = job.common
-            if job.threads == 1:
-                begin_step(common)
-                job.step()
+            if job.threads == 1 or time.monotonic() < self._alone_until:
+                job.alone()
                 return
             before = None if self._job is None else self._job()
             if before is not job:
@@ -152,11 +176,13 @@ class Team:
                     before.common[LEAVE] = 1
                 common[LEAVE] = 0
                 self._job = weakref.ref(job)
+            self._errors.clear()  # of those that were raised together, all but one
+            began = time.monotonic()
             begin_step(common)
-            for number, start in enumerate(self._starts[: job.threads - 1], start=1):
-                if not is_awake(common, number):
-                    common[FIRST_AWAKE + APART * number] = 1
-                    start.release()
+            sleepers = [number for number in range(1, job.threads) if not is_awake(common, number)]
+            for number in sleepers:
+                common[FIRST_AWAKE + APART * number] = 1
+                self._starts[number - 1].release()
             try:
                 job.step()
             except BaseException:
@@ -166,6 +192,25 @@ class Team:
             if common[FAILED]:
                 self._recover(job)
                 raise self._errors.pop()
+            if not sleepers or common[LOST] > LOOKOUT:  # else what was waited for was that they woke
+                self._judge(lost(common), time.monotonic() - began, job.threads)
+
+    def _judge(self, share: float, seconds: float, threads: int) -> None:
+        """Decide how to go on after a step in which so much was lost.
+
+        Not by one step: threads that have just woken may share a core, until the system sees it and parts them.
+        """
+        self._seconds += seconds
+        self._lost += share * seconds
+        if self._seconds < TRIAL:
+            return
+        # Of n threads, n - 1 wait for one that does not run; alone is faster where they do so for all but 1 / n.
+        if self._lost < self._seconds * (threads - 1) ** 2 / threads:
+            self._alone_for = LEAST_ALONE
+        else:
+            self._alone_until = time.monotonic() + self._alone_for
+            self._alone_for = min(2 * self._alone_for, MOST_ALONE)
+        self._seconds = self._lost = 0.0
 
     def end(self) -> None:
         """End the threads: one that came back from a step to an interpreter that is gone would abort the process."""

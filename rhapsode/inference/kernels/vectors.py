@@ -236,6 +236,34 @@ powers_of_two = _operation(FLOATS, (FLOATS,), _powers_of_two)
 """2^n of whole numbers n from -126 to 127."""
 
 
+WIDE_LANES = 2 * LANES if features().get("avx512f", False) else LANES
+"""Floats of the widest vectors, for products of fp32 with several vectors: there the arithmetic is the limit."""
+WIDE = Vector(F32, WIDE_LANES)
+
+load_wide = _load(WIDE, types.float32)
+"""As many floats as are wide."""
+no_wide = _operation(WIDE, (), lambda builder: _constant(WIDE, 0))
+wide_fma = _operation(
+    WIDE,
+    (WIDE, WIDE, WIDE),
+    lambda builder, a, b, c: _call(builder, f"llvm.fma.v{WIDE_LANES}f32", WIDE.llvm, [a, b, c]),
+)
+"""a * b + c, rounded once."""
+
+
+def _folded(builder: Any, a: Any) -> Any:
+    if WIDE_LANES == LANES:
+        return a
+    halves = (
+        builder.shuffle_vector(a, a, ir.Constant(ir.VectorType(I32, LANES), [*range(first, first + LANES)]))
+        for first in (0, LANES)
+    )
+    return builder.fadd(*halves)
+
+
+folded = _operation(FLOATS, (WIDE,), _folded)
+"""A wide vector's halves, added up."""
+
 _SUM, _LARGEST = "add", "max"
 
 

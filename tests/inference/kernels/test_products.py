@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rhapsode.inference.kernels import program
 from rhapsode.inference.kernels.elementwise import WORDS_TOO, to_bytes
 from rhapsode.inference.kernels.products import BLOCK, GROUP
+from rhapsode.inference.kernels.vectors import WIDE_LANES
 from rhapsode.model.packed import PackedMatrix, pack, packed_shapes
 
 from .oracles import EPSILON, Small, product
@@ -46,7 +47,7 @@ class Matrix:
             parts = [source.weights, source.scales]
         else:
             (rows, columns), bits = source.shape, 32
-            parts = [np.pad(source, ((0, 0), (0, -columns % GROUP))), np.zeros(0, np.float32)]
+            parts = [np.pad(source, ((0, 0), (0, -columns % WIDE_LANES))), np.zeros(0, np.float32)]
         copies = [np.concatenate((np.zeros(offset, np.uint8), part.reshape(-1).view(np.uint8))) for part in parts]
         padding = None if bias is None else np.pad(bias, (0, -rows % BLOCK))
         return cls(rows, columns, bits, padding, copies[0], copies[1], offset)
@@ -59,7 +60,7 @@ class Matrix:
         row[program.SCALES] = self.scales.ctypes.data + self.offset
         row[program.BIAS] = 0 if self.bias is None else self.bias.ctypes.data
         row[program.ROWS], row[program.BITS] = self.rows, self.bits
-        row[program.COLUMNS] = padded(self.columns, GROUP if self.bits == 32 else BLOCK)
+        row[program.COLUMNS] = padded(self.columns, WIDE_LANES if self.bits == 32 else BLOCK)
         return row
 
 
