@@ -302,36 +302,38 @@ class RestrictedBoltzmannMachine(Estimator):
 
     def _slope(self, v: Array, random: np.random.Generator) -> tuple[Slope, Array]:
         """The derivatives from one batch, and the hidden states that persistent chains have now."""
-        h = self._hidden_chances(v)
-        states = self.chains_ if self.persistent else draw(h, random)
-        for _ in range(self.steps):
+        states = self.chains_ if self.persistent else draw(self._hidden_chances(v), random)
+        for step in range(self.steps):
+            if step:
+                states = draw(self._hidden_chances(dreamt), random)
             dreamt = self._around(self._visible_means(states), random)
-            chances = self._hidden_chances(dreamt)
-            states = draw(chances, random)
-        awake, dreaming = self._phase(v, h), self._phase(dreamt, chances)
-        log_variances = None
-        if awake.log_variances is not None and dreaming.log_variances is not None:
-            log_variances = awake.log_variances - dreaming.log_variances
-        return Slope(*(one - other for one, other in zip(awake[:3], dreaming[:3], strict=True)), log_variances), states
+        # both phases at once: what was dreamt counts against what was given
+        both, shares = np.concatenate([v, dreamt]), np.empty(len(v) + len(dreamt), dtype=np.float32)
+        shares[: len(v)], shares[len(v) :] = 1 / len(v), -1 / len(dreamt)
+        h = self._hidden_chances(both)
+        if self.persistent:
+            states = draw(h[len(v) :], random)
+        return self._derivatives(both, h, shares), states
 
-    def _phase(self, v: Array, h: Array) -> Slope:
-        """The derivatives of the mean of -F(v), given the hidden chances of v."""
-        weights, visible = v.T @ h / len(v), v.mean(axis=0)
-        log_variances = None
-        if self.visible == "gaussian":
-            far = 0.5 * ((v - self.visible_biases_) ** 2).mean(axis=0)
-            log_variances = (far - (weights * self.weights_).sum(axis=1)) / self.variances_
-            weights /= self.variances_[:, None]
-            visible = (visible - self.visible_biases_) / self.variances_
-        return Slope(weights, visible, h.mean(axis=0), log_variances)
+    def _derivatives(self, v: Array, h: Array, shares: Array) -> Slope:
+        """Those of the sum over rows of share times -F(v), given the hidden chances of each row."""
+        weights, visible, hidden = (v * shares[:, None]).T @ h, shares @ v, shares @ h
+        if self.visible == "binary":
+            return Slope(weights, visible, hidden, None)
+        far = shares @ (0.5 * (v - self.visible_biases_) ** 2)
+        log_variances = (far - (weights * self.weights_).sum(axis=1)) / self.variances_
+        visible = (visible - shares.sum() * self.visible_biases_) / self.variances_
+        return Slope(weights / self.variances_[:, None], visible, hidden, log_variances)
 
     def _go(self, slope: Slope, rate: float) -> None:
-        # times the variances, which are ones for binary units: so it does not matter in what unit the data is measured
-        self.weights_ += rate * self.variances_[:, None] * slope.weights
-        self.visible_biases_ += rate * self.variances_ * slope.visible_biases
-        self.hidden_biases_ += rate * slope.hidden_biases
+        weights, visible = slope.weights, slope.visible_biases
         if slope.log_variances is not None:
+            # times the variances: so it does not matter in what unit the data is measured
+            weights, visible = weights * self.variances_[:, None], visible * self.variances_
             self.variances_ *= np.exp(VARIANCE_RATE * rate * slope.log_variances)
+        self.weights_ += rate * weights
+        self.visible_biases_ += rate * visible
+        self.hidden_biases_ += rate * slope.hidden_biases
 
     def _hidden_inputs(self, v: Array) -> Array:
         inputs: Array = (v / self.variances_ if self.visible == "gaussian" else v) @ self.weights_
