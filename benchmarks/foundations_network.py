@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -21,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from rhapsode.base.machine import prepare, processor, threads
+from rhapsode.base.machine import prepare, processor
 from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.layers import (
     GELU,
@@ -47,7 +49,9 @@ Parameters = dict[str, Tensor]
 
 def attention(x: Tensor, p: Parameters, heads: int, causal: bool, prefix: str = "") -> Tensor:
     q, k, v = (
-        F.linear(x, p[f"{prefix}{name}.weight"].mT, p[f"{prefix}{name}.bias"]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        F.linear(x, p[f"{prefix}{name}.weight"].mT, p[f"{prefix}{name}.bias"])
+        .unflatten(-1, (heads, -1))
+        .transpose(1, 2)
         for name in ("query", "key", "value")
     )
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
@@ -96,8 +100,10 @@ def gradients() -> None:
         (0.5 * (reference(their_x, p) - torch.tensor(target)).square().sum() / len(x)).backward()
         pairs = [(x_gradient, their_x.grad), *((network.gradients[key], p[key].grad) for key in p)]
         gap = max(float(np.abs(ours - theirs.numpy()).max()) for ours, theirs in pairs)
-        differences = gradient_check(network, x, target) if network.parameters else gradient_check(
-            Network([Dense(16, 16), *layers], loss=squared_error, dtype=np.float64), x, target
+        differences = (
+            gradient_check(network, x, target)
+            if network.parameters
+            else gradient_check(Network([Dense(16, 16), *layers], loss=squared_error, dtype=np.float64), x, target)
         )
         print(f"{name:24}{gap:18.1e}{differences:18.1e}")
 
@@ -131,9 +137,7 @@ def epochs(rounds: int) -> None:
         ),
         "next word, 2000 words, batches of 256": (
             [Embedding(2000, 48), Flatten(), Dense(192, 128), Tanh(), Dense(128, 2000)],
-            nn.Sequential(
-                nn.Embedding(2000, 48), nn.Flatten(), nn.Linear(192, 128), nn.Tanh(), nn.Linear(128, 2000)
-            ),
+            nn.Sequential(nn.Embedding(2000, 48), nn.Flatten(), nn.Linear(192, 128), nn.Tanh(), nn.Linear(128, 2000)),
             random.integers(2000, size=(12800, 4)),
             random.integers(2000, size=12800),
             256,
@@ -218,10 +222,13 @@ def next_word() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of NumPy and of torch")
     parser.add_argument("--quick", action="store_true", help="without the next word")
     a = parser.parse_args()
-    prepare("cpu")
-    print(f"{processor()}, {threads()} threads, numpy {np.__version__}, torch {torch.__version__}")
+    prepare("cpu", a.threads)
+    threadpool_limits(a.threads)
+    warnings.filterwarnings("ignore", module="sklearn")  # that more epochs would fit the training digits better still
+    print(f"{processor()}, threads: {a.threads}, numpy {np.__version__}, torch {torch.__version__}")
     gradients()
     xor()
     epochs(a.rounds)

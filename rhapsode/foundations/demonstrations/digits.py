@@ -94,7 +94,7 @@ def _xor(page: Page, seed: int) -> None:
         together. Nobody tells the hidden units what to look for: the errors that come back to them do."""
     )
     page.figure(frames, "What the network says of every point of the plane, as it learns the four corners.", name="xor")
-    page.figure(curve, "The loss: plains where little seems to happen, and slopes.", name="xor-loss")
+    page.figure(curve, "The loss over the same epochs.", name="xor-loss")
 
 
 def _surface(network: Network, epoch: int) -> Figure:
@@ -118,8 +118,8 @@ def _digits(page: Page, seed: int, quick: bool) -> None:
         "the fonts it learned from": _pictures(max(count // 3, 200), seed + 1, FONTS),
         "fonts it has not seen": _pictures(max(count // 3, 200), seed + 2, UNSEEN),
     }
-    model = Classifier(hidden=(64,), activation="tanh", learning_rate=1e-3, seed=seed)
-    linear = Classifier(hidden=(), learning_rate=1e-3, epochs=epochs, seed=seed).fit(x, y)
+    model = Classifier(hidden=(64,), activation="tanh", weight_decay=0.2, seed=seed)
+    linear = Classifier(hidden=(), epochs=epochs, seed=seed).fit(x, y)
     frames, losses = [], []
     test_losses: dict[str, list[float]] = {name: [] for name in tests}
     for epoch in range(1, epochs + 1):
