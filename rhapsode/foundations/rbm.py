@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from rhapsode.base.errors import InputError
+from rhapsode.base.errors import InputError, NotFiniteError
 from rhapsode.base.random import generator
 from rhapsode.foundations.binary_units import (
     check_enumerable,
@@ -40,6 +40,12 @@ FIRST_WEIGHTS = 0.01
 """The spread of the weights before the first update (Hinton, "A practical guide to training RBMs", 2010, section 8)."""
 LEAST_CHANCE = 0.01
 """First visible biases give each unit the mean it has in the data; a mean of 0 or 1 would ask for an infinite one."""
+
+
+FIRST_VARIANCE = 0.25
+"""Of Gaussian visible units, as a share of that in the data. All of it would leave hidden units nothing to explain."""
+VARIANCE_RATE = 0.1
+"""Variances learn so many times as fast as the rest: they are to end as what hidden units leave, not to be first."""
 
 
 class Slope(NamedTuple):
@@ -59,8 +65,7 @@ class RestrictedBoltzmannMachine(Estimator):
     Args:
         hidden: how many hidden units it has.
         visible: "binary": what it learns lies between 0 and 1, and a number between is taken as a probability.
-            "gaussian": it is any number; the variance of each unit around its mean is learned too. Numbers of very
-            different sizes should be standardised first.
+            "gaussian": it is any number; the variance of each unit around its mean is learned too.
         learning_rate: how far an update goes along the gradient; it falls linearly to zero during `fit`.
         epochs: passes of `fit` over all examples.
         batch_size: examples for one update.
@@ -124,6 +129,7 @@ class RestrictedBoltzmannMachine(Estimator):
 
         Raises:
             InputError: `x` holds what the visible units cannot be.
+            NotFiniteError: the learning rate is too large.
         """
         examples = self.check_examples(x, new=True)
         self._begin(examples)
@@ -246,9 +252,13 @@ class RestrictedBoltzmannMachine(Estimator):
 
     def _begin(self, examples: Array) -> None:
         visible = examples.shape[1]
-        self.weights_ = self.random("rbm weights").normal(0, FIRST_WEIGHTS, (visible, self.hidden)).astype(np.float32)
         biases, variances = first_visible(examples, self.visible)
-        self.visible_biases_, self.variances_ = biases.astype(np.float32), variances.astype(np.float32)
+        spread = FIRST_WEIGHTS * np.sqrt(variances)[:, None]
+        weights = spread * self.random("rbm weights").normal(size=(visible, self.hidden))
+        if self.visible == "gaussian":
+            variances *= FIRST_VARIANCE
+        self.weights_, self.visible_biases_ = weights.astype(np.float32), biases.astype(np.float32)
+        self.variances_ = variances.astype(np.float32)
         self.hidden_biases_ = np.zeros(self.hidden, dtype=np.float32)
         self.chains_ = np.zeros((self.batch_size, self.hidden), dtype=np.float32)
         self.passes_ = 0
@@ -279,12 +289,16 @@ class RestrictedBoltzmannMachine(Estimator):
         random = self.random("rbm pass", self.passes_)
         shuffled = examples[random.permutation(len(examples))].astype(np.float32)
         batches = np.array_split(shuffled, math.ceil(len(examples) / self.batch_size))
-        for number, batch in enumerate(batches):
-            slope, chains = self._slope(batch, random)
-            self._go(slope, first_rate + (last_rate - first_rate) * number / len(batches))
-            if self.persistent:
-                self.chains_ = chains
+        with np.errstate(over="ignore", invalid="ignore"):
+            for number, batch in enumerate(batches):
+                slope, chains = self._slope(batch, random)
+                self._go(slope, first_rate + (last_rate - first_rate) * number / len(batches))
+                if self.persistent:
+                    self.chains_ = chains
         self.passes_ += 1
+        if not (np.isfinite(self.weights_).all() and np.isfinite(self.variances_).all()):
+            where = f"pass {self.passes_}"
+            raise NotFiniteError("the weights are no numbers any more", where=where, todo="Lower the learning rate.")
 
     def _slope(self, v: Array, random: np.random.Generator) -> tuple[Slope, Array]:
         """The derivatives from one batch, and the hidden states that persistent chains have now."""
@@ -312,11 +326,12 @@ class RestrictedBoltzmannMachine(Estimator):
         return Slope(weights, visible, h.mean(axis=0), log_variances)
 
     def _go(self, slope: Slope, rate: float) -> None:
-        self.weights_ += rate * slope.weights
-        self.visible_biases_ += rate * slope.visible_biases
+        # times the variances, which are ones for binary units: so it does not matter in what unit the data is measured
+        self.weights_ += rate * self.variances_[:, None] * slope.weights
+        self.visible_biases_ += rate * self.variances_ * slope.visible_biases
         self.hidden_biases_ += rate * slope.hidden_biases
         if slope.log_variances is not None:
-            self.variances_ *= np.exp(rate * slope.log_variances)
+            self.variances_ *= np.exp(VARIANCE_RATE * rate * slope.log_variances)
 
     def _hidden_inputs(self, v: Array) -> Array:
         inputs: Array = (v / self.variances_ if self.visible == "gaussian" else v) @ self.weights_

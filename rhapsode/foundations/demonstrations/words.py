@@ -38,7 +38,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     text = SPEAKER.sub("", bundled_text())  # who speaks is not what is said
     sentences = list(sentences_of(text[: 300_000 if quick else None]))
     epochs = 4 if quick else 15
-    model = SkipGram(dimension=64, subsample=1e-4, epochs=epochs, learning_rate=0.05, seed=seed)
+    model = SkipGram(subsample=1e-4, epochs=epochs, learning_rate=0.05, seed=seed)
     shown = [word for words in GROUPS.values() for word in words]
     states: list[Array] = []
 
@@ -54,6 +54,9 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     page.fact("Loss", f"{model.losses_[-1]:.3f}", f"nats a pair, {model.losses_[0]:.3f} in the first epoch")
     if agreement is not None:
         page.fact("Agreement with counts", f"{agreement:.2f}", "rank correlation of v · u with mutual information")
+
+    found, by_chance = _kinds(shown, states[-1])
+    page.fact("Of one kind", f"{100 * found:.0f} %", f"of the nearest words on the map; by chance {100 * by_chance:.0f} %")
 
     page.section("You shall know a word by the company it keeps")
     page.paragraph(
@@ -132,6 +135,23 @@ def _scores(model: SkipGram, sentences: Sequence[Sequence[str]]) -> tuple[Array,
     frequent = together >= LEAST_COUNT
     learned = (model.vectors_[w[frequent]] * model.outputs_[c[frequent]]).sum(axis=1)
     return learned.astype(np.float64), expected[frequent]
+
+
+def _kinds(words: Sequence[str], vectors: Array) -> tuple[float, float]:
+    """Of the nearest words to each word, the share that is of its kind, and that share where the order is chance.
+
+    As many nearest ones are taken as there are others of its kind.
+    """
+    kind = np.array([next(n for n, group in enumerate(GROUPS.values()) if word in group) for word in words])
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -np.inf)
+    found, chance = [], []
+    for row, others in enumerate((kind == kind[:, None]).sum(axis=1) - 1):
+        nearest = np.argsort(-cosines[row], kind="stable")[:others]
+        found.append((kind[nearest] == kind[row]).mean() if others else 0.0)
+        chance.append(others / (len(words) - 1))
+    return float(np.mean(found)), float(np.mean(chance))
 
 
 def _loss(model: SkipGram) -> Figure:
