@@ -182,7 +182,8 @@ def _capacity(page: Page, seed: int, quick: bool) -> None:
         share = float(error_shares(units=units, patterns=patterns, networks=networks, seed=seed).mean())
         numbers = (share, exact_bit_error(units, patterns), bit_error(load))
         if load == 0.138:
-            page.fact("Wrong after one update", f"{100 * share:.2f} %", f"of units at a load of {load}; {100 * numbers[-1]:.2f} % expected")
+            expected = f"of units at a load of {load}; {100 * numbers[-1]:.2f} % expected"
+            page.fact("Wrong after one update", f"{100 * share:.2f} %", expected)
         rows.append(
             (f"{load:.3f}", f"{networks * patterns * units:,}", *(f"{100 * number:.4f} %" for number in numbers))
         )
