@@ -239,7 +239,7 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False, transformer: Tran
     )
     page.figure(_energies(x), "Each letter with its lower half blank, updated again and again.", name="energy")
     page.figure(
-        [_sharpened(x, beta) for beta in np.geomspace(0.005, 1, 5 if quick else 16)],
+        [_sharpened(x, beta) for beta in np.geomspace(0.005, 3, 5 if quick else 16)],
         "Half an A is read, from a mean of all letters (beta near 0) to the one that fits best.",
         name="beta",
     )
@@ -351,6 +351,6 @@ def _sharpened(x: Array, beta: float) -> Figure:
 
 def _rows(step: Step) -> list[tuple[str, str, str, str]]:
     """Three pixels of the first letter by each way; what it is, and the largest difference, stand in the first row."""
-    shown = [(way, ", ".join(f"{number:.4f}" for number in array[0, SHOWN])) for way, array in step.ways.items()]
+    shown = [(way, ",\u00a0".join(f"{number:.4f}" for number in array[0, SHOWN])) for way, array in step.ways.items()]
     gaps = [f"{step.gap:.0e}" if step.gap else "0"]
     return [(what, *row, gap) for what, row, gap in itertools.zip_longest([step.what], shown, gaps, fillvalue="")]

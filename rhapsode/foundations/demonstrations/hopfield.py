@@ -181,6 +181,9 @@ def _capacity(page: Page, seed: int, quick: bool) -> None:
         patterns, networks = round(load * units), 30 if load < 0.1 else NETWORKS
         share = float(error_shares(units=units, patterns=patterns, networks=networks, seed=seed).mean())
         numbers = (share, exact_bit_error(units, patterns), bit_error(load))
+        if load == 0.138:
+            expected = f"of units at a load of {load}; {100 * numbers[-1]:.2f} % expected"
+            page.fact("Wrong after one update", f"{100 * share:.2f} %", expected)
         rows.append(
             (f"{load:.3f}", f"{networks * patterns * units:,}", *(f"{100 * number:.4f} %" for number in numbers))
         )
@@ -218,8 +221,8 @@ def _retrieval(units: int, states: int, seed: int) -> Figure:
     with drawing():
         figure = Figure(figsize=HALF, layout="constrained")
         axes = figure.add_subplot()
-        for load, each in zip(loads, found, strict=True):
-            axes.plot(np.full(len(each), load), each, ".", color=FIRST, alpha=0.25, markersize=4)
+        dots = np.stack([each[:states] for each in found])  # (loads, states), of one network
+        axes.plot(np.repeat(loads, states), dots.ravel(), ".", color=FIRST, alpha=0.25, markersize=4)
         axes.plot(loads, [each.mean() for each in found], marker="o", markersize=4, label=f"{units:,} units")
         axes.plot(theory_loads, theory, color=SECOND, label="theory")
         axes.axvline(theory_loads[-1], color=SECOND, linewidth=0.8, linestyle="--")
