@@ -95,7 +95,7 @@ def train(
         for middle in range(count):
             vector = vectors[kept[middle]]
             state += STEP
-            reach = 1 + np.int64(((drawn(state) >> U32) * np.uint64(window)) >> U32)
+            reach: Any = 1 + np.int64(((drawn(state) >> U32) * np.uint64(window)) >> U32)
             for place in range(max(0, middle - reach), min(count, middle + reach + 1)):
                 if place == middle:
                     continue
