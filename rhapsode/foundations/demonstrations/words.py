@@ -56,7 +56,8 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
         page.fact("Agreement with counts", f"{agreement:.2f}", "rank correlation of v · u with mutual information")
 
     found, by_chance = _kinds(shown, states[-1])
-    page.fact("Of one kind", f"{100 * found:.0f} %", f"of the nearest words on the map; by chance {100 * by_chance:.0f} %")
+    chance = f"by chance {100 * by_chance:.0f} %"
+    page.fact("Of one kind", f"{100 * found:.0f} %", f"of the nearest words on the map; {chance}")
 
     page.section("You shall know a word by the company it keeps")
     page.paragraph(
