@@ -31,7 +31,7 @@ def frame(number: int) -> Figure:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     page = Page("Memories", "How they are found").paragraph("A word, and words after it. " * 20)
-    page.formula(r"E = -\frac{1}{2} \sum_{ij} w_{ij} s_i s_j", "E: the energy; w: the weights")
+    page.formula(r"E = -\frac{1}{2} \sum_{ij} w_{ij} s_i s_j \qquad " * 3, "E: the energy; w: the weights")
     page.figure(frame(7), "One picture.", name="picture")
     page.figure([frame(number) for number in range(FRAMES)], "A film.", name="film")
     page.table(("name", "much"), [("a", 1)])
