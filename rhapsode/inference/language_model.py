@@ -105,7 +105,6 @@ class LanguageModel:
         provenance: the content of its rhapsode.json; None for a model made elsewhere.
         where: what messages call it.
         device: where packed weights are unpacked to.
-        in_training: its weights change, and a step of the training is not to wait until kernels are compiled.
 
     Attributes:
         packed: its packed weights, where it has such.
@@ -124,7 +123,6 @@ class LanguageModel:
         provenance: dict[str, Any] | None = None,
         where: str = "model",
         device: torch.device | str = "cpu",
-        in_training: bool = False,
     ) -> None:
         rows, tokens = model.config.vocabulary_size, tokenizer.vocabulary_size
         # Others round the vocabulary of a model up to a size that computes well.
@@ -137,7 +135,7 @@ class LanguageModel:
             )
         self.packed = model if isinstance(model, PackedModel) else None
         self._model = None if isinstance(model, PackedModel) else model
-        self._device, self._in_training = device, in_training
+        self._device = device
         self.tokenizer, self.provenance, self.where = tokenizer, provenance, where
         self.usual_search = search or BeamSearch()
         own = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
@@ -149,7 +147,7 @@ class LanguageModel:
         self._speculation: Speculation | None = None
         self.cache_bytes: int | None = None
         self.cache_type: CacheType = "float32"
-        self.step_by = ""
+        self.use_kernels, self.step_by = True, ""
 
     @property
     def config(self) -> ModelConfig:
@@ -282,7 +280,7 @@ class LanguageModel:
             InputError: the cache is wanted in a form that only kernels have, which cannot be used here.
         """
         source = self.packed or self.decoder()
-        why = "it is being trained" if self._in_training else refused(source, self._device)
+        why = refused(source, self._device) if self.use_kernels else "kernels are not wanted"
         if why is None:
             self.step_by = "kernels"
             on, size = torch.device("cpu"), NUMBER_BYTES[self.cache_type]

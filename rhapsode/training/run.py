@@ -164,7 +164,8 @@ def _carry_out(job: Job, started: float) -> TrainResult:
     seconds = 60 * settings.minutes if job.plan.timed else None
     horizon = Horizon(run.horizon, settings.steps, seconds, SECONDS_AFTER_LAST_STEP)
     peak = peak_flops(job.device)
-    writer = LanguageModel(model, job.tokenizer, in_training=True)
+    writer = LanguageModel(model, job.tokenizer)
+    writer.use_kernels = False  # a training does not wait until they are compiled
     run.record(
         "start",
         step=state.step,

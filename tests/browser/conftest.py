@@ -12,18 +12,23 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
+from rhapsode.inference.language_model import LanguageModel, load
+from rhapsode.inference.step import Reading, Step
 from rhapsode.model.families.qwen3 import QWEN3
 from rhapsode.model.folder import save_model
+from rhapsode.serving import models as serving_models
 from rhapsode.serving.app import Access, application
 from rhapsode.serving.models import Models
 from rhapsode.serving.server import listening, server_for
@@ -61,6 +66,25 @@ def folders(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
+class Slow:
+    """A step that takes a while: so small a model would have answered before anybody can stop it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.blocks, self.copy = step, step.blocks, step.copy
+
+    def __call__(self, readings: Sequence[Reading]) -> list[np.ndarray]:
+        time.sleep(0.003)
+        return self.step(readings)
+
+
+def slow(path: Path, device: str) -> LanguageModel:
+    """A model that writes a few hundred tokens a second."""
+    model = load(path, device)
+    step = model.step
+    model.step = lambda blocks=None: Slow(step(blocks))  # type: ignore[method-assign]
+    return model
+
+
 @contextmanager
 def serving(folders: Mapping[str, Path], *, port: int = 0, **access: Any) -> Iterator[str]:
     """The address of a server of these models, which ends with the block; port 0 takes any that is free."""
@@ -73,7 +97,8 @@ def serving(folders: Mapping[str, Path], *, port: int = 0, **access: Any) -> Ite
     while not server.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        with patch.object(serving_models, "load", slow):
+            yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
@@ -207,3 +232,17 @@ def artefacts() -> Path:
     folder = Path(os.environ.get("RHAPSODE_ARTEFACTS") or Path(__file__).parent / "artefacts")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def running(address: str) -> int:
+    """Texts that the server is writing."""
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("rhapsode_texts_running{"))
+
+
+def expect_none_running(page: Page, address: str) -> None:
+    for _ in range(100):
+        if running(address) == 0:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("the server goes on writing")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import Page, expect
 
-from .conftest import PHONE, Chat
+from .conftest import PHONE, Chat, expect_none_running, running
 
 LONG = {"temperature": 0.0, "max_tokens": 4000}  # at random weights the likeliest tokens go round in circles, endlessly
 
@@ -29,20 +29,6 @@ def test_an_answer_is_what_the_server_writes(chat: Chat) -> None:
     expect(told).to_have_text(re.compile(rf"^{len(choice['token_ids'])} tokens · [\d.]+ tokens/s · {reason}$"))
     first_line = choice["message"]["content"].strip().split("\n")[0]
     expect(chat.page.locator("#spoken")).to_contain_text(first_line)
-
-
-def running(address: str) -> int:
-    """Texts that the server is writing."""
-    lines = httpx.get(f"{address}/metrics").text.splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("rhapsode_texts_running{"))
-
-
-def expect_none_running(page: Page, address: str) -> None:
-    for _ in range(100):
-        if running(address) == 0:
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("the server goes on writing")
 
 
 def test_a_stream_grows_and_stop_stops_it(chat: Chat) -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from rhapsode.serving.limits import Limits
 from rhapsode.tokenizer.tokenizer import Tokenizer
 
-from .conftest import PHONE, Chat, serving
+from .conftest import PHONE, Chat, expect_none_running, serving
 
 MARKUP = "<script>document.title = 'taken'</script><img src=x onerror=\"alert(1)\"><b>bold</b> &amp; </textarea>"
 RIGHT_TO_LEFT = "שלום עולם \u202eabc\u202c مرحبا بالعالم"
@@ -255,7 +255,7 @@ def test_a_conversation_that_is_too_long_is_said_with_both_numbers(chat: Chat) -
 def test_a_busy_server_says_when_to_come_back(make_chat: Callable[..., Chat], folders: dict[str, Path]) -> None:
     with serving(folders, limits=Limits(texts=1)) as address:
         chat = make_chat(address).open(max_tokens=5)
-        chat.allowed.append("503")
+        chat.allowed += ["503", "ERR_CONNECTION_REFUSED"]  # the server ends before the page
         never = {str(id): -100 for id in Tokenizer.load(folders["tuned"]).special_tokens.values()}
         body = {"model": "tuned", "prompt": "Speak", "max_tokens": 4000, "stream": True, "logit_bias": never}
         with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as busy:
@@ -265,6 +265,7 @@ def test_a_busy_server_says_when_to_come_back(make_chat: Callable[..., Chat], fo
             error = chat.page.locator(".model .error")
             expect(error).to_contain_text("1 texts of this key are being written, of 1 at most")
             expect(error).to_contain_text("Try again in 5 seconds.")
+        expect_none_running(chat.page, address)
         chat.page.get_by_role("button", name="Try again").click()
         chat.written()
         expect(chat.tokens()).to_have_count(5)
