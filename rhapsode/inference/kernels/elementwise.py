@@ -63,7 +63,7 @@ def exponential(x):
 
 @compiled
 def error_function(x):
-    """erf of 8 numbers, off by 2e-7 at most (Abramowitz and Stegun, 7.1.26)."""
+    """erf of 8 numbers (Abramowitz and Stegun, 7.1.26), off by 6e-7 at most, of which the formula is 1.5e-7."""
     one, size = broadcast(np.float32(1)), magnitudes(x)
     t = one / fma(size, broadcast(np.float32(0.3275911)), one)
     p = broadcast(np.float32(1.061405429))

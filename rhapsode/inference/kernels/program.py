@@ -58,13 +58,13 @@ TOKENS, WANTED, LOGITS, STEP_SIZE = range(4)
 """Of a step: how many tokens it has, of how many the logits are wanted, and the address where they shall be."""
 
 PARTS_OF_LAYER = 7
-"""Parts that are common out piece by piece."""
+"""Parts that are shared out piece by piece."""
 LEAST_PIECE, LARGEST_PIECE = 16 * 1024, 128 * 1024
 """Bytes of weights that a thread takes at a time."""
 PIECES = 6
 """Pieces for each thread, where these bounds allow."""
 TOKENS_OF_PIECE = 8
-"""Tokens that a thread takes at a time where it is tokens that are common out."""
+"""Tokens that a thread takes at a time where it is tokens that are shared out."""
 
 
 @compiled

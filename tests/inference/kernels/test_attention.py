@@ -147,23 +147,24 @@ def test_what_lies_where_does_not_change_a_bit(kind: CacheType) -> None:
 def test_what_is_no_number_stays_none(kind: CacheType, of: str, value: float) -> None:
     """It is seen by whoever sees its position, and by nobody else."""
     draw = np.random.default_rng(1)
-    cache, blocks, keys, values = filled(draw, kind, 50, 24)
-    query = draw.standard_normal(24).astype(np.float32)
-    before = cache.attend(query, 24, blocks, 0, 40, 0.2)
+    cache, blocks, keys, values = filled(draw, kind, 60, 44)
+    query = draw.standard_normal(44).astype(np.float32)
+    others = [(0, 40), (0, 45), (46, 60), (50, 55)]
+    before = [cache.attend(query, 44, blocks, *seen, 0.2) for seen in others]
     if of == "query":
         query[3] = value
-        assert np.isnan(cache.attend(query, 24, blocks, 0, 40, 0.2)).all()
+        assert np.isnan(cache.attend(query, 44, blocks, 0, 40, 0.2)).all()
         return
-    (keys if of == "key" else values)[45, 3] = value
+    (keys if of == "key" else values)[45, [3, 42]] = value
     cache.write(blocks[1], 13, keys[45], values[45])
-    np.testing.assert_array_equal(cache.attend(query, 24, blocks, 0, 40, 0.2), before)
-    found = cache.attend(query, 24, blocks, 0, 50, 0.2)
-    if of == "key" and query[3] * value == -np.inf and kind != "int8":
-        assert np.isfinite(found).all()  # a score of -inf is one that is not seen
-    elif of == "key":
-        assert np.isnan(found).all()
-    else:
-        assert not np.isfinite(found[3])
+    for seen, expected in zip(others, before, strict=True):
+        np.testing.assert_array_equal(cache.attend(query, 44, blocks, *seen, 0.2), expected)
+    for begin, end in ((0, 60), (45, 46), (20, 46), (45, 60)):
+        found = cache.attend(query, 44, blocks, begin, end, 0.2)
+        if of == "value":
+            assert not np.isfinite(found[[3, 42]]).any()
+        elif np.isnan(value) or (value * query[[3, 42]] > 0).any():  # a score of -inf is one that is not seen
+            assert np.isnan(found).all()
 
 
 @pytest.mark.parametrize("kind", KEPT)

@@ -15,12 +15,14 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
+from rhapsode.inference.kernels import step as step_module
 from rhapsode.inference.kernels import threads as module
 from rhapsode.inference.kernels.compiled import compiled
 from rhapsode.inference.kernels.step import KernelStep
 from rhapsode.inference.kernels.threads import (
     FIRST_AWAKE,
     MOST_THREADS,
+    STEPS,
     Team,
     begin_step,
     claim,
@@ -37,8 +39,10 @@ from rhapsode.model.packed import pack_model
 
 from ..conftest import random_decoder
 from .models import Texts, same_bits
+from .whole import CONFIGS
 
-PARTS, PIECES = 3, 40
+PARTS, PIECES = 4, 40
+"""Five barriers: whoever breaks off leaves no multiple of four threads there."""
 
 
 @compiled
@@ -222,6 +226,22 @@ def test_there_are_never_more_threads_than_there_is_room_for() -> None:
 
 
 SMALL = ModelConfig(75, 44, 2, 6, 2, 10, 50, 100, qk_norm="head")
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_steps_by_several_threads(several: Team, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """However many cores there are, and however busy: the bits are those of one thread."""
+    monkeypatch.setattr(step_module, "team", lambda: several)
+    for number, config in enumerate(CONFIGS):
+        model = random_decoder(config, number)
+        texts = Texts(config.vocabulary_size, [40, 3], number)
+        for bits in (32, 8, 4):
+            source = model if bits == 32 else pack_model(model, bits)
+            expected = texts.alone(KernelStep(source, texts.count, threads=1))
+            step = KernelStep(source, texts.count, threads=threads)
+            same_bits(texts.together(step), expected)
+            same_bits(texts.in_pieces(step, number), expected)
+            assert step.threads == threads and step.common[STEPS] > 3
 
 
 def test_more_threads_than_cores_are_not_used() -> None:
