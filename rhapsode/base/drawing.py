@@ -65,7 +65,6 @@ STYLE = {
     "lines.solid_joinstyle": "round",
     "savefig.facecolor": "none",
     "svg.fonttype": "none",
-    "svg.hashsalt": "rhapsode",
     "text.color": SOFT,
     "xtick.color": LINE,
     "xtick.labelcolor": SOFT,
@@ -85,13 +84,17 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def as_svg(figure: Figure) -> str:
+def as_svg(figure: Figure, name: str = "") -> str:
     """The <svg> element alone, in the page's colours and type, without any size but its proportions.
 
-    Names within it are made of what they name: two drawings on one page share a name only where they share the thing.
+    Args:
+        name: of the drawing. Ids within it are made of what they stand for and of this name. Two drawings of one name
+            may share an id where they share the thing, which is hidden in both where one of them is hidden.
     """
+    import matplotlib
+
     file = io.StringIO()
-    with drawing():
+    with drawing(), matplotlib.rc_context({"svg.hashsalt": f"rhapsode {name}"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]

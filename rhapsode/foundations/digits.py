@@ -1,7 +1,7 @@
 """Pictures of digits, drawn on the spot: matplotlib's own fonts, shifted, turned, stretched, slanted and made noisy.
 
-    x, y = make_digits(5000, size=8, seed=1)                    # (5000, 64) from 0 to 1, and (5000,) labels
-    x, y = make_digits(1000, size=16, seed=2, fonts=UNSEEN)     # in fonts that the others were not drawn in
+x, y = make_digits(5000, size=8, seed=1)                    # (5000, 64) from 0 to 1, and (5000,) labels
+x, y = make_digits(1000, size=16, seed=2, fonts=UNSEEN)     # in fonts that the others were not drawn in
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNSEEN = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
 TURN, STRETCH, SLANT, SHIFT = np.deg2rad(12), 0.12, 0.15, 0.12
 """The greatest angle, change of size, slant, and shift as a share of half the picture's width."""
 
-DRAWN = 64  # pixels of the picture of a font's digit that the others are made of
+DRAWN, TALL = 64, 48  # pixels of the picture of a font's digit that the others are made of, and of the digit in it
 SAMPLES = 32  # points across a picture, at least, that its pixels are means of
 AT_ONCE = 256  # pictures
 
@@ -47,7 +47,7 @@ def make_digits(
         noise: standard deviation of what is added to each pixel, before it is cut to 0..1.
 
     Returns:
-        Pictures (count, size * size) float32 from 0 to 1, row by row, and labels (count,) from 0 to 9, all equally likely.
+        Pictures (count, size * size) float32 from 0 to 1, row by row, and labels (count,) from 0 to 9, none rarer.
 
     Raises:
         InputError: an argument is out of range, or a font is none of those.
@@ -86,7 +86,7 @@ def _places(random: np.random.Generator, count: int) -> Array:
 
 
 def _between(images: Array, x: Array, y: Array) -> Array:
-    """The values of `images` (n, DRAWN, DRAWN) at points (n, points) of -1..1, between pixels by their four neighbours."""
+    """The values of `images` (n, DRAWN, DRAWN) at points (n, points) of -1..1, made of the four pixels around each."""
     column, row = ((np.clip(axis, -1, 1) + 1) * (DRAWN - 1) / 2 for axis in (x, y))
     left, top = (np.minimum(axis.astype(np.int64), DRAWN - 2) for axis in (column, row))
     right, below = column - left, row - top  # the shares of the neighbours to the right and below
@@ -104,14 +104,17 @@ def _drawn(font: str) -> Array:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
 
     face = FontProperties(fname=Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf"))
+    size = TALL * 72 / DRAWN / TextPath((0, 0), "0", size=1, prop=face).get_extents().height  # points
     images = []
     with matplotlib.style.context("default"):
         for digit in range(10):
             figure = Figure(figsize=(1, 1), dpi=DRAWN)
             canvas = FigureCanvasAgg(figure)
-            figure.text(0.5, 0.5, str(digit), fontproperties=face, size=62, ha="center", va="center_baseline")
-            canvas.draw()
-            images.append(1 - np.asarray(canvas.buffer_rgba())[:, :, 0] / np.float32(255))
+            figure.text(0.5, 0.5, str(digit), fontproperties=face, size=size, ha="center", va="center_baseline")
+            canvas.draw()  # type: ignore[no-untyped-call]
+            ink = np.asarray(canvas.buffer_rgba())[:, :, 0]  # type: ignore[no-untyped-call]
+            images.append(1 - ink / np.float32(255))
     return np.stack(images)

@@ -44,7 +44,7 @@ NEEDED: dict[Values, str] = {
     "unit": "a number from 0 to 1",
     "binary": "0 or 1",
     "signs": "-1 or +1",
-    "whole": "a whole number from 0 on",
+    "whole": "a whole number from 0",
 }
 
 
@@ -190,7 +190,9 @@ def check_array(
     if not good.all():
         place = tuple(int(index) for index in np.argwhere(~good)[0])
         where = f"{name}[{', '.join(map(str, place))}]"
-        needed = NEEDED[values] if below is None else f"{NEEDED[values]} to {below - 1}"
+        needed = NEEDED[values]
+        if values == "whole":
+            needed += " on" if below is None else f" to {below - 1}"
         value = found[place].item()
         is_number = not (isinstance(value, float) and math.isnan(value))
         raise InputError(f"is {value}" if is_number else "is not a number", where=where, todo=f"It must be {needed}.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from rhapsode.foundations.estimator import Array, check_number
 EPSILON = 1e-5
 """Added to the variance by `LayerNorm`, as by torch's."""
 
-_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none; this is as fast as a polynomial of the same accuracy
+_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none
 
 
 class Layer:
@@ -56,7 +56,8 @@ class Dense(Layer):
 
     Parameters: `weight` (inputs, outputs), and `bias` (outputs,) unless there is none. The weights are drawn evenly
     between -l and l. With `gain` 1, l = sqrt(6 / (inputs + outputs)) keeps the size of signals and of gradients on
-    their way through tanh (Glorot and Bengio 2010); ReLU wants sqrt(2), as it lets half of them through (He et al. 2015).
+    their way through tanh (Glorot and Bengio 2010); ReLU, which lets half of them through, wants sqrt(2) (He et al.
+    2015).
 
     Args:
         gain: the weights are this many times as large.
@@ -79,7 +80,7 @@ class Dense(Layer):
         """(..., inputs) -> (..., outputs)."""
         _check_width("Dense", x, self.inputs)
         self._x = x
-        y = x @ self.parameters["weight"]
+        y: Array = x @ self.parameters["weight"]
         return y + self.parameters["bias"] if self.bias else y
 
     def backward(self, gradient: Array) -> Array:
@@ -88,7 +89,8 @@ class Dense(Layer):
         self.gradients["weight"] = self._x.reshape(-1, self.inputs).T @ rows
         if self.bias:
             self.gradients["bias"] = rows.sum(axis=0)
-        return gradient @ self.parameters["weight"].T  # type: ignore[no-any-return]
+        x_gradient: Array = gradient @ self.parameters["weight"].T
+        return x_gradient
 
 
 class Tanh(Layer):
@@ -99,7 +101,7 @@ class Tanh(Layer):
         return self._y
 
     def backward(self, gradient: Array) -> Array:
-        return gradient * (1 - self._y * self._y)
+        return gradient * (1 - self._y * self._y)  # type: ignore[no-any-return]
 
 
 class Sigmoid(Layer):
@@ -110,7 +112,7 @@ class Sigmoid(Layer):
         return self._y
 
     def backward(self, gradient: Array) -> Array:
-        return gradient * self._y * (1 - self._y)
+        return gradient * self._y * (1 - self._y)  # type: ignore[no-any-return]
 
 
 class ReLU(Layer):
@@ -132,12 +134,12 @@ class GELU(Layer):
 
     def forward(self, x: Array, random: np.random.Generator | None = None) -> Array:
         self._x = x
-        self._share = (0.5 + 0.5 * _erf(x * math.sqrt(0.5)).astype(np.float64)).astype(x.dtype)
+        self._share: Array = (0.5 + 0.5 * np.asarray(_erf(x * math.sqrt(0.5)), np.float64)).astype(x.dtype)
         return x * self._share
 
     def backward(self, gradient: Array) -> Array:
         density = np.exp(-0.5 * self._x * self._x) * (1 / math.sqrt(2 * math.pi))
-        return gradient * (self._share + self._x * density)  # type: ignore[no-any-return]
+        return gradient * (self._share + self._x * density)
 
 
 class Dropout(Layer):
@@ -156,7 +158,7 @@ class Dropout(Layer):
             return x
         kept = random.random(x.shape, dtype=np.float32) >= self.rate
         self._scale = kept.astype(x.dtype) / (1 - self.rate)
-        return x * self._scale  # type: ignore[no-any-return]
+        return x * self._scale
 
     def backward(self, gradient: Array) -> Array:
         return gradient if self._scale is None else gradient * self._scale
@@ -165,8 +167,8 @@ class Dropout(Layer):
 class LayerNorm(Layer):
     """Each example to mean 0 and variance 1 over its last axis, then times a learned gain plus a learned bias.
 
-    y = w n + b with n = (x - mean) / sqrt(variance + 1e-5) (Ba, Kiros and Hinton 2016). Parameters: `weight` and `bias`,
-    both (width,). With h = g w: dL/dx = (h - mean(h) - n mean(h n)) / sqrt(variance + 1e-5).
+    y = w n + b with n = (x - mean) / sqrt(variance + 1e-5) (Ba, Kiros and Hinton 2016). Parameters: `weight` and
+    `bias`, both (width,). With h = g w: dL/dx = (h - mean(h) - n mean(h n)) / sqrt(variance + 1e-5).
     """
 
     def __init__(self, width: int) -> None:
@@ -183,7 +185,7 @@ class LayerNorm(Layer):
         centred = x - x.mean(axis=-1, keepdims=True)
         self._inverse = 1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + EPSILON)
         self._normal: Array = centred * self._inverse
-        return self._normal * self.parameters["weight"] + self.parameters["bias"]
+        return self._normal * self.parameters["weight"] + self.parameters["bias"]  # type: ignore[no-any-return]
 
     def backward(self, gradient: Array) -> Array:
         normal = self._normal
@@ -213,18 +215,15 @@ class Embedding(Layer):
         Raises:
             InputError: an id is not in the vocabulary.
         """
-        if x.dtype.kind not in "iu" or x.size and (x.min() < 0 or x.max() >= self.vocabulary):
+        if x.dtype.kind not in "iu" or (x.size and (x.min() < 0 or x.max() >= self.vocabulary)):
             raise InputError("an id is none of the vocabulary", where="x", todo=f"Give 0 to {self.vocabulary - 1}.")
         self._ids = x
         return self.parameters["weight"][x]
 
     def backward(self, gradient: Array) -> Array:
         """The gradients of an id's places add up in its row. Ids have no gradient: zeros are returned."""
-        rows, ids = gradient.reshape(-1, self.dimension), self._ids.reshape(-1)
-        order = np.argsort(ids, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(ids[order]) != 0])
         self.gradients["weight"] = np.zeros_like(self.parameters["weight"])
-        self.gradients["weight"][ids[order][starts]] = np.add.reduceat(rows[order], starts, axis=0)
+        np.add.at(self.gradients["weight"], self._ids, gradient)
         return np.zeros(self._ids.shape, gradient.dtype)
 
 
@@ -240,11 +239,11 @@ class Flatten(Layer):
 
 
 class Attention(Layer):
-    """Multi-head attention (Vaswani et al. 2017): each place takes from every place, or from those up to it if `causal`.
+    """Multi-head attention (Vaswani et al. 2017): each place takes from all, or from those up to it if `causal`.
 
     Of each head, out of its part of q = x Wq + bq, k and v: softmax(q k' / sqrt(head_dim)) v; the heads side by side,
-    times `output.weight` plus `output.bias`. Parameters: NAME`.weight` (width, width) and NAME`.bias` (width,), with NAME
-    `query`, `key`, `value` and `output`. The weights of the last forward pass stay in `weights`
+    times `output.weight` plus `output.bias`. Parameters: NAME`.weight` (width, width) and NAME`.bias` (width,), with
+    NAME `query`, `key`, `value` and `output`. The weights of the last forward pass stay in `weights`
     (examples, heads, to, from).
     """
 
@@ -322,7 +321,7 @@ class Residual(Layer):
 
 
 def transformer_block(width: int, heads: int, hidden: int, *, causal: bool = True) -> list[Layer]:
-    """x + attention(norm(x)), then x + feed-forward(norm(x)): one block of a transformer, of (examples, time, width)."""
+    """A block of a transformer for (examples, time, width): x + attention(norm(x)), then x + feed-forward(norm(x))."""
     return [
         Residual([LayerNorm(width), Attention(width, heads, causal=causal)]),
         Residual([LayerNorm(width), Dense(width, hidden), GELU(), Dense(hidden, width)]),
@@ -360,7 +359,7 @@ def softmax(scores: Array) -> Array:
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without an overflow."""
-    return 0.5 + 0.5 * np.tanh(0.5 * x)  # type: ignore[no-any-return]
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:

@@ -1,10 +1,10 @@
 """Feed-forward networks: layers one after another, learning by propagating errors backwards; and a classifier of them.
 
-    network = Network([Dense(2, 8), Tanh(), Dense(8, 2)], seed=1)
-    network.fit(x, labels, optimizer=Adam(0.01), epochs=50)
-    network.forward(x)                                        # logits (examples, 2)
+network = Network([Dense(2, 8), Tanh(), Dense(8, 2)], seed=1)
+network.fit(x, labels, optimizer=Adam(0.01), epochs=50)
+network.forward(x)                                        # logits (examples, 2)
 
-    Classifier(hidden=(64,), seed=1).fit(x, labels).score(x, labels)
+Classifier(hidden=(64,), seed=1).fit(x, labels).score(x, labels)
 """
 
 from __future__ import annotations
@@ -76,14 +76,15 @@ class SGD:
                 velocity *= self.momentum
                 velocity += change
                 change = velocity
-            parameter -= self.learning_rate * change
+            np.subtract(parameter, self.learning_rate * change, out=parameter)
 
 
 class Adam:
-    """Steps of about the learning rate in every direction (Kingma and Ba 2015); decay as of AdamW (Loshchilov and Hutter 2019).
+    """Steps of about the learning rate in every direction (Kingma and Ba 2015).
 
-    m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, and w <- w - learning_rate m^ / (sqrt(v^) + epsilon) with
-    m^ = m / (1 - beta1^t) and v^ = v / (1 - beta2^t), as m and v begin at 0.
+    m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, and w <- w - learning_rate m^ / (sqrt(v^) + epsilon)
+    with m^ = m / (1 - beta1^t) and v^ = v / (1 - beta2^t), as m and v begin at 0. The decay is that of AdamW
+    (Loshchilov and Hutter 2019).
 
     Args:
         weight_decay: as of `SGD`.
@@ -117,7 +118,8 @@ class Adam:
             m += (1 - self.beta1) * (gradient - m)
             v += (1 - self.beta2) * (gradient * gradient - v)
             _decay(parameter, self.learning_rate * self.weight_decay)
-            parameter -= (self.learning_rate / first) * m / (np.sqrt(v / second) + self.epsilon)
+            change = (self.learning_rate / first) * m / (np.sqrt(v / second) + self.epsilon)
+            np.subtract(parameter, change, out=parameter)
 
 
 @dataclass
@@ -259,10 +261,10 @@ class Network:
 
     def _epoch(self, x: Array, y: Array, optimizer: Optimizer, batch_size: int, bar: Bar) -> float:
         order = generator(self.seed, "order", self.epochs).permutation(len(x))
+        random = generator(self.seed, "dropout", self.epochs)
         parameters, total = self.parameters, 0.0
         for batch, rows in enumerate(_slices(len(x), batch_size)):
             chosen = order[rows]
-            random = generator(self.seed, "dropout", self.epochs, batch)
             loss = self.loss_and_gradients(self._cast(x[chosen]), y[chosen], random)
             if not math.isfinite(loss):
                 where = f"epoch {self.epochs + 1}, batch {batch + 1}"
@@ -305,9 +307,9 @@ def gradient_check(network: Network, x: Array, y: Array, *, step: float = 1e-5, 
                 parameter[place] = moved
                 losses.append(network.loss(network.forward(x, random()), y)[0])
             parameter[place] = value
-            measured, derived = (losses[0] - losses[1]) / (2 * step), gradients[name][place]
+            measured, derived = (losses[0] - losses[1]) / (2 * step), float(gradients[name][place])
             worst = max(worst, abs(measured - derived) / max(1.0, abs(measured), abs(derived)))
-    return float(worst)
+    return worst
 
 
 class Classifier(Estimator):
@@ -425,7 +427,7 @@ class Classifier(Estimator):
     def predict(self, x: npt.ArrayLike) -> Array:
         """The most probable label of each of `x` (examples, features): (examples,)."""
         self.check_fitted()
-        return self.classes_[self.decision_function(x).argmax(axis=1)]
+        return self.classes_[self.decision_function(x).argmax(axis=1)]  # type: ignore[no-any-return]
 
     def transform(self, x: npt.ArrayLike) -> Array:
         """What the last hidden layer makes of `x` (examples, features): (examples, width)."""
@@ -453,7 +455,9 @@ class Classifier(Estimator):
         if not known.all():
             place = int(np.flatnonzero(~known)[0])
             choices = ", ".join(str(label) for label in self.classes_[:20])
-            raise InputError(f"is {labels[place]}, none of the classes", where=f"y[{place}]", todo=f"Those are {choices}.")
+            raise InputError(
+                f"is {labels[place]}, none of the classes", where=f"y[{place}]", todo=f"Those are {choices}."
+            )
         return np.searchsorted(self.classes_, labels)
 
     def _build(self, inputs: int) -> None:

@@ -29,7 +29,7 @@ WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[.,;:!?]")
 UNKNOWN = "<unknown>"
 """The word that stands for all words outside the vocabulary, and before the beginning of a text: id 0."""
 
-ROUNDS_OF_SHARES = 30  # of expectation-maximisation
+ROUNDS_OF_SHARES = 200  # of expectation-maximisation
 
 
 def words_of(text: str) -> list[str]:
@@ -135,7 +135,7 @@ class NextWord(Estimator):
         window = np.zeros(self.window, dtype=np.int64)
         last = self.ids(words_of(x)[-self.window :])
         window[self.window - len(last) :] = last
-        return softmax(self.network_.forward(window[None]))[0]
+        return softmax(self.network_.forward(window[None]))[0]  # type: ignore[no-any-return]
 
     def predict(self, x: str, count: int = 5) -> list[tuple[str, float]]:
         """The `count` most probable words after the text `x`, with their probabilities; `UNKNOWN` is not among them."""
@@ -225,7 +225,11 @@ class NextWord(Estimator):
     def _restore(self, state: Mapping[str, Any]) -> None:
         values = dict(state)
         words, epochs = values.pop("words_"), values.pop("epochs")
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+        if (
+            not isinstance(words, list)
+            or not all(isinstance(word, str) for word in words)
+            or len(set(words)) < len(words)
+        ):
             raise InputError("are no words", where="words_")
         self._build(words)
         self.network_.set_parameters({name: check_array(name, value, value.shape) for name, value in values.items()})
@@ -235,9 +239,9 @@ class NextWord(Estimator):
 class CountedWords:
     """The next word from counts of one, two and three words, mixed: what there was before the network.
 
-    P(w | u v) = l0 / V + l1 n(w) / n + l2 n(v w) / n(v) + l3 n(u v w) / n(u v), with shares l that sum to 1 and that make
-    held-out words most probable, by expectation-maximisation (Jelinek and Mercer 1980). After words that were never
-    counted together, fewer of them have to do.
+    P(w | u v) = l0 / V + l1 n(w) / n + l2 n(v w) / n(v) + l3 n(u v w) / n(u v), with shares l that sum to 1 and that
+    make held-out words most probable, by expectation-maximisation (Jelinek and Mercer 1980). After words that were
+    never counted together, fewer of them have to do.
 
     Args:
         ids: (words,), whole numbers below `vocabulary`, to count.
@@ -280,7 +284,7 @@ class CountedWords:
     def _runs(self, ids: Array, length: int) -> Array:
         """Each run of `length` words as one number."""
         runs = np.lib.stride_tricks.sliding_window_view(ids, length)
-        return runs @ self.vocabulary ** np.arange(length)
+        return runs @ self.vocabulary ** np.arange(length)  # type: ignore[no-any-return]
 
 
 def _found(counted: tuple[Array, Array], runs: Array) -> Array:

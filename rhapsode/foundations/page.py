@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HALF, WHOLE = (4.6, 2.9), (9.6, 3.2)
 """Sizes of figures in inches: half as wide as the page, and as wide. A figure is shown as wide as its inches say."""
 
-REMS_PER_INCH = 6.8  # 9.6 inches fill the page's 65 rem of text
+REMS_PER_INCH = 6.7  # 9.6 inches fill the page, whose text has 65 rem; two of 4.6 stand beside each other
 SECONDS_PER_FRAME = 0.35
 LAST_FRAME_COUNTS = 6  # the end of a film stays for so many frames before it begins anew
 MOST_FRAMES = 100
@@ -85,7 +85,8 @@ class Page:
 
         Draw inside `with drawing():`, with `HALF` or `WHOLE` as the size and layout="constrained", and leave the
         colours to it or take those of `rhapsode.base.drawing`: then the figure follows light and dark. Neighbouring
-        figures of half the width stand beside each other. Dots by the thousand should be `rasterized=True`.
+        figures of half the width stand beside each other. Of dots by the thousand, draw a part: each one is in the
+        file, and what is rasterized has lost the page's colours.
 
         Args:
             caption: what there is to see, in a sentence or two.
@@ -101,8 +102,8 @@ class Page:
             raise ValueError("the frames of a film differ in size")
         if name in self._pictures:
             raise ValueError(f"there is a picture {name!r} already")
-        drawn = [as_svg(frame) for frame in frames]
         number = sum(block["kind"] == "figure" for block in self._blocks)
+        drawn = [as_svg(frame, f"{number}.{place}") for place, frame in enumerate(frames)]
         width = float(frames[0].get_size_inches()[0]) * REMS_PER_INCH
         if name is not None:
             self._pictures[name] = _alone(drawn, caption)
@@ -184,6 +185,7 @@ def gallery(
         width: of the figure, in inches.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     images = np.asarray(pictures, dtype=np.float64)
     rows = -(-len(images) // columns)
@@ -192,10 +194,8 @@ def gallery(
     cell = width / columns
     height = cell * images.shape[1] / images.shape[2] + (0.22 if titles else 0)
     with drawing():
-        figure = Figure(figsize=(width, rows * height), layout="constrained")
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        figure = Figure(figsize=(width, rows * height), layout=layout)
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.axis("off")

@@ -278,10 +278,13 @@ class SkipGram(Estimator):
             for (first, last), (likelihood, count) in zip(parts, run(train, range(len(parts))), strict=True):
                 total, pairs = total + likelihood, pairs + count
                 bar.advance(int(begins[last] - begins[first]), loss=f"{-total / max(pairs, 1):.3f}")
+        if not pairs:
+            todo = "Give longer sentences, or set subsample to 0."
+            raise InputError("no two words of the vocabulary stand near each other", where="x", todo=todo)
         if not np.isfinite(self.vectors_).all():
             todo = "Choose a smaller learning_rate."
             raise InputError("the vectors grew beyond all measure", where="learning_rate", todo=todo)
-        self.losses_.append(-total / max(pairs, 1))
+        self.losses_.append(-total / pairs)
 
     def _row_of(self, word: str, where: str) -> int:
         row = self._row.get(word)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsode.base.errors import DamagedError, InputError
@@ -116,6 +116,7 @@ def test_a_saved_one_is_the_same(rhyme: NextWord, tmp_path: Path) -> None:
         NextWord.load(tmp_path / "rhyme")
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=40), st.lists(st.integers(0, 3), min_size=3, max_size=20))
 def test_counted_words_share_out_all_probability(counted: list[int], held_out: list[int]) -> None:
     model = CountedWords(np.array(counted), np.array(held_out), 4)
@@ -125,6 +126,7 @@ def test_counted_words_share_out_all_probability(counted: list[int], held_out: l
         assert sum(chances) == pytest.approx(1)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=40), st.lists(st.integers(0, 3), min_size=3, max_size=20))
 def test_counted_words_are_counted_rightly(counted: list[int], asked: list[int]) -> None:
     model = CountedWords(np.array(counted), np.array(asked), 4)
@@ -147,13 +149,17 @@ def test_shares_are_the_best_there_are() -> None:
     best = model.perplexity(held_out)
     for _ in range(200):
         model.shares = random.dirichlet(np.ones(4))
-        assert model.perplexity(held_out) > best - 0.01
+        assert model.perplexity(held_out) > 0.999 * best
 
 
 def test_the_bundled_text_is_there() -> None:
     words = words_of(bundled_text())
     assert len(words) > 200_000
     assert words[:2] == ["first", "citizen"]
+
+
+def counted(ids: list[int], held_out: list[int]) -> CountedWords:
+    return CountedWords(np.array(ids), np.array(held_out), 5)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +174,8 @@ def test_the_bundled_text_is_there() -> None:
         (lambda _: NextWord(window=0), "window: is 0. It must be at least 1."),
         (lambda _: NextWord(vocabulary_size=1), "vocabulary_size: is 1. It must be at least 2."),
         (lambda _: NextWord().predict("the"), "this NextWord has learned nothing yet. Call fit first."),
-        (lambda _: CountedWords(np.array([0, 5, 1]), np.array([0, 1, 1]), 5), "ids[1]: is 5. It must be a whole number from 0 to 4."),
-        (lambda _: CountedWords(np.array([0, 2, 1]), np.array([0, 1]), 5), "held_out: has fewer than three words. Give more."),
+        (lambda _: counted([0, 5, 1], [0, 1, 1]), "ids[1]: is 5. It must be a whole number from 0 to 4."),
+        (lambda _: counted([0, 2, 1], [0, 1]), "held_out: has fewer than three words. Give more."),
     ],
 )  # fmt: skip
 def test_bad_input(rhyme: NextWord, call: Any, message: str) -> None:

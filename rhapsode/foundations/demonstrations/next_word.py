@@ -1,4 +1,7 @@
-"""The next word of Shakespeare's plays: a network with a window, beside counts of words. A part of the page of `digits`."""
+"""The next word of Shakespeare's plays: a network with a window, beside counts of words.
+
+The last part of the page that `rhapsode foundations digits` writes.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +56,13 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
         axes.legend()
     page.figure(
         figure,
-        "Perplexity on pages that were not learned from: among how many equally likely words the next is as hard to tell.",
+        "Perplexity on other pages: among how many equally likely words the next would be as hard to tell.",
         name="next-word",
     )
     page.table(
         ["after", "comes", "and the next likely"],
         [
-            (f"{beginning} …", f"{word} ({chance:.0%})", ", ".join(f"{other} ({p:.0%})" for other, p in rest[:3]))
+            (f"{beginning} …", f"{word} ({chance:.0%})", " · ".join(f"{other} ({p:.0%})" for other, p in rest))
             for beginning in BEGINNINGS
             for (word, chance), *rest in [model.predict(beginning, 4)]
         ],
@@ -68,12 +71,12 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     known = [word for word in WORDS if word in model.words_]
     page.table(
         ["word", "its nearest"],
-        [(word, ", ".join(other for other, _ in model.nearest(word, 4))) for word in known],
+        [(word, " · ".join(other for other, _ in model.nearest(word, 4))) for word in known],
         "Words whose vectors point the same way. Nobody told it what a verb or a name is.",
     )
     page.paragraph(
-        f"""Counting how often three words stood together is the older way; mixed with counts of two and of one, and with
-        the best shares, it gives a perplexity of {counted:.0f} on the last pages of the plays, the network
+        f"""Counting how often three words stood together is the older way; mixed with counts of two and of one, and
+        with the best shares, it gives a perplexity of {counted:.0f} on the last pages of the plays, the network
         {found:.0f}. Counts know nothing of a sentence that differs by one word from those they saw; vectors do. What
         neither can do is look further back than its window. That is what attention is for."""
     )
