@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 app = App(name="foundations", help_format="markdown")
 
 PAGES = Path("foundations")
-ORDER = ("digits", "hopfield", "boltzmann", "rbm", "dbn", "words", "attention")
+ORDER = ("digits", "hopfield", "boltzmann", "words", "attention")
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,6 @@ def boltzmann(*, choices: Chosen = Choices()) -> None:
 
 
 @app.command(sort_key=3)
-def rbm(*, choices: Chosen = Choices()) -> None:
-    """Restricted Boltzmann machines: features of digits, learnt without labels."""
-    from rhapsode.foundations.demonstrations.rbm import demonstrate
-
-    subtitle = "Features that nobody named, learnt without labels"
-    _show("rbm", "Restricted Boltzmann machines", subtitle, demonstrate, choices)
-
-
-@app.command(sort_key=4)
-def dbn(*, choices: Chosen = Choices()) -> None:
-    """Deep belief networks: layers that learn one after another, then all together from few labels."""
-    from rhapsode.foundations.demonstrations.dbn import demonstrate
-
-    subtitle = "Layers that dream one after another, then learn together"
-    _show("dbn", "Deep belief networks", subtitle, demonstrate, choices)
-
-
-@app.command(sort_key=5)
 def words(*, choices: Chosen = Choices()) -> None:
     """Word vectors: what words stand near to each other, of the bundled Shakespeare."""
     from rhapsode.foundations.demonstrations.words import demonstrate
@@ -90,7 +72,7 @@ def words(*, choices: Chosen = Choices()) -> None:
     _show("words", "Word vectors", "You shall know a word by the company it keeps", demonstrate, choices)
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=4)
 def attention(*, choices: Chosen = Choices()) -> None:
     """From associative memory to attention, the same numbers all the way."""
     from functools import partial

@@ -74,7 +74,8 @@ def estimate_log_partition(
 
     def visible(means: Array) -> Array:
         if gaussian:
-            return means + random.standard_normal(means.shape) * np.sqrt(variances)
+            drawn: Array = means + random.standard_normal(means.shape) * np.sqrt(variances)
+            return drawn
         return draw(sigmoid(means), random)
 
     def alone(v: Array, biases: Array) -> Array:

@@ -46,7 +46,7 @@ class BoltzmannMachine(Estimator):
         sweeps: sweeps through all units, for each phase of each update; both units of a pair are counted after each.
         annealing: temperatures, falling to 1. Before each phase the free units start at random and pass through them, a
             sweep at each, as in the paper. Empty: dreams go on where the last update left them, as in Tieleman 2008.
-        first_weights: the spread of the weights before the first update. Hidden units have to start out different; where
+        first_weights: the spread of weights before the first update. Hidden units have to start out different; where
             no pair of visible units says anything, as in parity, they have to be very different to learn soon.
         seed: of all random numbers.
 
@@ -113,7 +113,8 @@ class BoltzmannMachine(Estimator):
     @property
     def visible(self) -> int:
         """How many of them are visible."""
-        return self.units - self.hidden
+        visible: int = self.units - self.hidden
+        return visible
 
     def fit(self, x: npt.ArrayLike, y: None = None) -> Self:
         """Learn the distribution of the rows of `x` from the beginning.
@@ -348,7 +349,8 @@ class BoltzmannMachine(Estimator):
             pass
         for _ in self._sweeps(states, np.ones(sweeps), free, random):
             total += states @ states.T
-        return total / (sweeps * states.shape[1])
+        correlations: Array = total / (sweeps * states.shape[1])
+        return correlations
 
     def _sweeps(self, states: Array, temperatures: Array, free: range, random: np.random.Generator) -> Iterator[Array]:
         """Change `states` (units, chains) in place, one sweep through the `free` units at each temperature."""

@@ -303,9 +303,9 @@ class RestrictedBoltzmannMachine(Estimator):
     def _slope(self, v: Array, random: np.random.Generator) -> tuple[Slope, Array]:
         """The derivatives from one batch, and the hidden states that persistent chains have now."""
         states = self.chains_ if self.persistent else draw(self._hidden_chances(v), random)
-        for step in range(self.steps):
-            if step:
-                states = draw(self._hidden_chances(dreamt), random)
+        dreamt = self._around(self._visible_means(states), random)
+        for _ in range(self.steps - 1):
+            states = draw(self._hidden_chances(dreamt), random)
             dreamt = self._around(self._visible_means(states), random)
         # both phases at once: what was dreamt counts against what was given
         both, shares = np.concatenate([v, dreamt]), np.empty(len(v) + len(dreamt), dtype=np.float32)

@@ -72,5 +72,5 @@ def test_a_draw_has_the_chances_and_the_type_it_was_given() -> None:
 
 def test_too_many_states_are_refused() -> None:
     check_enumerable(20, "units")
-    with pytest.raises(InputError, match="21 hidden units have 2\\^21 states. An exact answer"):
+    with pytest.raises(InputError, match=r"21 hidden units have 2\^21 states\. An exact answer"):
         check_enumerable(21, "hidden units")

@@ -1,4 +1,4 @@
-"""Boltzmann machines: the learning rule against torch's gradient of the likelihood written out, chains against tables."""
+"""Boltzmann machines: the learning rule against torch's gradient of the likelihood written out."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.rbm import RestrictedBoltzmannMachine
 
 
-def machine(inputs: int, hidden: int, *, scale: float = 1.0, seed: int = 0, **others: Any) -> RestrictedBoltzmannMachine:
+def machine(inputs: int, hidden: int, *, scale: float = 1.0, seed: int = 0, **more: Any) -> RestrictedBoltzmannMachine:
     """One with random parameters."""
     random = np.random.default_rng(seed)
-    ours = RestrictedBoltzmannMachine(hidden=hidden, seed=seed, epochs=1, **others)
+    ours = RestrictedBoltzmannMachine(hidden=hidden, seed=seed, epochs=1, **more)
     ours.fit(random.integers(0, 2, (4, inputs)))
     ours.weights_ = random.normal(0, scale, (inputs, hidden)).astype(np.float32)
     ours.visible_biases_ = random.normal(0, scale, inputs).astype(np.float32)
@@ -186,7 +186,7 @@ def test_it_does_not_matter_in_what_unit_real_numbers_are_measured() -> None:
 
 def test_a_learning_rate_that_is_too_large_is_told() -> None:
     x = np.random.default_rng(0).normal(size=(200, 30)) @ np.ones((30, 30))
-    with pytest.raises(NotFiniteError, match="pass [0-9]+: the weights are no numbers any more. Lower the learning"):
+    with pytest.raises(NotFiniteError, match=r"pass [0-9]+: the weights are no numbers any more\. Lower the learning"):
         RestrictedBoltzmannMachine(visible="gaussian", learning_rate=100.0).fit(x)
 
 
