@@ -77,6 +77,7 @@ COMMANDS = (
     ("similar", EXPLAIN, "similar:similar", "Show the words whose vectors are nearest to a word's."),
     ("analogy", EXPLAIN, "analogy:analogy", "Complete an analogy: king - man + woman."),
     ("embeddings", EXPLAIN, "embeddings:app", "Compare word vectors with people's judgements, and draw them."),
+    ("foundations", EXPLAIN, "foundations:app", "See the networks before the transformer at work, each on a page."),
 )
 
 

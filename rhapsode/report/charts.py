@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from rhapsode.base.drawing import FAINT, FIRST, SECOND, as_svg, drawing
 from rhapsode.report.records import Records, Series
 
 if TYPE_CHECKING:
@@ -19,33 +18,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-# matplotlib draws in these stand-ins; the page's own variables take their place in the finished SVG.
-INK, LINE, TRAIN, RAW, VALIDATION = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "--soft", LINE: "--line", TRAIN: "--train", RAW: "--raw", VALIDATION: "--validation"}
-
-STYLE = {
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rhapsode",
-    "text.color": INK,
-    "xtick.color": LINE,
-    "xtick.labelcolor": INK,
-    "ytick.color": LINE,
-    "ytick.labelcolor": INK,
-    "ytick.major.size": 0,
-}
+TRAIN, VALIDATION, RAW = FIRST, SECOND, FAINT
 SIZE = (4.6, 2.7)  # inches: text stays readable when the drawing is as narrow as a phone
 POINTS = 400
 
@@ -128,34 +101,18 @@ def _loss(records: Records, column: str, scale: float, label: str, *, logarithmi
 
 
 def _svg(draw: Callable[[Axes], None]) -> str:
-    import matplotlib.style
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    with matplotlib.style.context(["default", STYLE]):
+    with drawing():
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
         axes.grid(axis="y")
-        axes.set_axisbelow(True)
         draw(axes)
-        for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_data_interval()[1] >= 1000:
-                axis.set_major_formatter(EngFormatter(sep=" "))
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_a_page(file.getvalue())
-
-
-def _for_a_page(svg: str) -> str:
-    """The <svg> element alone, in the page's colours and type, with no name that a second drawing has as well."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'aria-hidden="true"', svg, count=1)
-    used = set(re.findall(r"#([\w.-]+)[\")]", svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", svg)
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, f"var({variable})")
-    return re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_data_interval()[1] >= 1000:
+            axis.set_major_formatter(EngFormatter(sep=" "))
+    return as_svg(figure)
 
 
 def _column(series: Series, name: str) -> Numbers:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rhapsode import __version__
+from rhapsode.base.drawing import page_style
 from rhapsode.base.errors import InputError
 from rhapsode.base.files import write_atomically
 from rhapsode.base.progress import duration
@@ -43,7 +44,7 @@ def write_report(run: Path) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style = Markup((package / "page.css").read_text(encoding="utf-8"))
+    style = Markup(page_style() + (package / "page.css").read_text(encoding="utf-8"))
     page = environment.from_string(template).render(style=style, **_contents(records))
     path = run / PAGE
     write_atomically(path, page.encode("utf-8", errors="replace"))  # JSON can spell half a character

@@ -8,14 +8,17 @@ from dataclasses import fields
 import pytest
 
 from rhapsode.base.settings import field_docs, flag
+from rhapsode.cli.foundations import ORDER
 from rhapsode.cli.main import COMMANDS
 from rhapsode.training.settings import TrainSettings
 
 from .conftest import Rhapsode
 
+OWN_APPLICATIONS = ("tokenizer", "embeddings", "foundations")
 SUBCOMMANDS = [
     *(["tokenizer", name] for name in ("train", "encode", "decode", "compare")),
     *(["embeddings", name] for name in ("evaluate", "picture")),
+    *(["foundations", name] for name in ORDER),
 ]
 
 
@@ -31,7 +34,7 @@ def test_help(words: list[str], rhapsode: Rhapsode, monkeypatch: pytest.MonkeyPa
         )
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in COMMANDS if name not in ("tokenizer", "embeddings")])
+@pytest.mark.parametrize("name", [name for name, *_ in COMMANDS if name not in OWN_APPLICATIONS])
 def test_examples_are_shown_each_on_a_line(name: str, rhapsode: Rhapsode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     assert re.search(rf"^ *rhapsode {name}", rhapsode(name, "--help").out, re.MULTILINE)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from rhapsode.base.correlation import spearman
 from rhapsode.base.errors import InputError
-from rhapsode.explain.embeddings import Array, WordVectors, open_word_vectors, spearman, word_vectors
+from rhapsode.explain.embeddings import Array, WordVectors, open_word_vectors, word_vectors
 from rhapsode.explain.judgements import Analogies, Pairs, read_judgements
 from rhapsode.tokenizer.tokenizer import Tokenizer
 from rhapsode.tokenizer.train import train_tokenizer

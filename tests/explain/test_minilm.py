@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from rhapsode.base.correlation import spearman
 from rhapsode.cli.main import run
-from rhapsode.explain.embeddings import spearman
 from rhapsode.explain.judgements import read_judgements
 from rhapsode.inference.language_model import LanguageModel, load
 

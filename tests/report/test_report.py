@@ -100,7 +100,7 @@ def test_drawings_take_the_colours_of_the_page(run_folder: Path) -> None:
     page = page_of(run_folder)
     for svg in re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL):
         assert not re.search(r"#[0-9a-fA-F]{3,6}\b(?!\))", re.sub(r"(href=\"|url\()#\w+", "", svg))
-        assert "var(--train)" in svg
+        assert "var(--first)" in svg
     assert "prefers-color-scheme: dark" in page.source
 
 

@@ -1,0 +1,1 @@
+"""What `rhapsode foundations NAME` computes and explains, one module for each name."""
