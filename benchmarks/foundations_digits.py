@@ -9,7 +9,7 @@
    scikit-learn 1.9 (10 % right), so that the default is taken.
 2. A deep belief network that learned from all training digits, then from 1, 5, 10 or 100 % of their labels, beside the
    same network from random weights, and beside one of ReLUs. Split by digits; each labelled digit comes with its
-   shifts; all take as many steps. Adam's learning rate was chosen for each kind among 0.001, 0.003 and 0.01.
+   shifts; all take as many steps.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 from rhapsode.base.drawing import drawing
 from rhapsode.base.machine import processor
 from rhapsode.foundations.dbn import DeepBeliefNetwork
+from rhapsode.foundations.demonstrations.dbn import labelled
 from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.network import Classifier
 from rhapsode.foundations.page import HALF, Page
@@ -48,7 +49,7 @@ FEATURES: dict[str, Callable[[int], RestrictedBoltzmannMachine | BernoulliRBM]] 
 
 HIDDEN = (200, 200)
 SHARES = (0.01, 0.05, 0.1, 1.0)
-STEPS, BATCH = 2000, 32
+STEPS, BATCH, SIGMOID_RATE = 2000, 32, 0.01
 DEEP, TWIN, RELU = "deep belief network", "the same from random weights", "ReLUs from random weights"
 
 
@@ -100,17 +101,17 @@ def labels(x: Array, y: Array, seeds: int, pictures: Path | None) -> None:
     began = time.perf_counter()
     for seed in range(seeds):
         train, test, train_y, test_y = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
-        deep = DeepBeliefNetwork(hidden=HIDDEN, pre_training={"epochs": 60, "persistent": False}, seed=seed)
+        deep = DeepBeliefNetwork(hidden=HIDDEN, pre_training={"epochs": 60}, seed=seed)
         deep.pre_train(train.reshape(-1, 64))
         for place, share in enumerate(SHARES):
-            some = _labelled(train_y, share)
+            some = labelled(train_y, share, seed=seed)
             examples, answers = train[some].reshape(-1, 64), np.repeat(train_y[some], 5)
             epochs = max(1, round(STEPS / np.ceil(len(examples) / BATCH)))
             common = {"epochs": epochs, "batch_size": BATCH}
-            deep.fine_tuning = common | {"learning_rate": 0.01}
+            deep.fine_tuning = {"learning_rate": SIGMOID_RATE, **common}
             networks = {
                 DEEP: deep.fine_tune(examples, answers),
-                TWIN: Classifier(hidden=HIDDEN, activation="sigmoid", learning_rate=0.01, seed=seed, **common),
+                TWIN: Classifier(hidden=HIDDEN, activation="sigmoid", learning_rate=SIGMOID_RATE, seed=seed, **common),
                 RELU: Classifier(hidden=HIDDEN, activation="relu", learning_rate=0.001, seed=seed, **common),
             }
             for kind, network in networks.items():
@@ -118,7 +119,7 @@ def labels(x: Array, y: Array, seeds: int, pictures: Path | None) -> None:
                     network.fit(examples, answers)
                 found[kind][seed, place] = network.score(test.reshape(-1, 64), np.repeat(test_y, 5))
     print(f"\nlayers of {HIDDEN}, {seeds} seeds, {(time.perf_counter() - began) / seeds:.0f} s a seed")
-    print(f"{'right, with so many labels':34}" + "".join(f"{share:>15.0%}" for share in SHARES))
+    print(f"{'right, with so many labels':34}" + "".join(f"{100 * share:>13.0f} %" for share in SHARES))
     for kind, right in found.items():
         cells = [f"{100 * np.mean(each):8.1f} +- {_error(each):.1f}" for each in right.T]
         print(f"{kind:34}" + "".join(f"{cell:>15}" for cell in cells))
@@ -134,15 +135,6 @@ def _error(values: Array) -> float:
     return float(100 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _labelled(y: Array, share: float) -> Array:
-    """Which digits have a label: as many of each class as `share` allows, the first ones of a shuffled training part."""
-    count = round(share * len(y))
-    wanted = [count // 10 + (digit < count % 10) for digit in range(10)]
-    return np.concatenate(
-        [np.flatnonzero(y == digit)[: None if share == 1 else number] for digit, number in enumerate(wanted)]
-    )
-
-
 def _draw(found: dict[str, Array], folder: Path) -> None:
     with drawing():
         figure = Figure(figsize=HALF, layout="constrained")
@@ -152,12 +144,12 @@ def _draw(found: dict[str, Array], folder: Path) -> None:
             for row in right:
                 axes.plot(SHARES, 100 * row, ".", color=line.get_color(), markersize=3, alpha=0.5)
         axes.set(xscale="log", xlabel="share of the digits with a label", ylabel="% read rightly")
-        axes.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
+        axes.set_xticks(SHARES, [f"{100 * share:.0f} %" for share in SHARES])
         axes.minorticks_off()
         axes.grid(axis="y")
         axes.legend(fontsize=8)
     caption = "Digits read rightly, by how many have a label. Dots are single seeds, lines their means."
-    Page("", "").figure(figure, caption, name="labels").write_pictures(folder, prefix="dbn-")
+    Page("", "").figure(figure, caption, name="shares").write_pictures(folder, prefix="dbn-")
 
 
 def main() -> None:

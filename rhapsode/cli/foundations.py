@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 app = App(name="foundations", help_format="markdown")
 
 PAGES = Path("foundations")
-ORDER = ("digits", "hopfield", "boltzmann", "words", "attention")
+ORDER = ("digits", "hopfield", "boltzmann", "rbm", "dbn", "words", "attention")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,23 @@ def boltzmann(*, choices: Chosen = Choices()) -> None:
 
 
 @app.command(sort_key=3)
+def rbm(*, choices: Chosen = Choices()) -> None:
+    """Restricted Boltzmann machines: they learn what digits are made of, and dream of them."""
+    from rhapsode.foundations.demonstrations.rbm import demonstrate
+
+    subtitle = "Half of the connections, and learning is fast"
+    _show("rbm", "Restricted Boltzmann machines", subtitle, demonstrate, choices)
+
+
+@app.command(sort_key=4)
+def dbn(*, choices: Chosen = Choices()) -> None:
+    """Deep belief networks: layers that learn one after another, then all together from few labels."""
+    from rhapsode.foundations.demonstrations.dbn import demonstrate
+
+    _show("dbn", "Deep belief networks", "One machine on top of another", demonstrate, choices)
+
+
+@app.command(sort_key=5)
 def words(*, choices: Chosen = Choices()) -> None:
     """Word vectors: what words stand near to each other, of the bundled Shakespeare."""
     from rhapsode.foundations.demonstrations.words import demonstrate
@@ -72,7 +89,7 @@ def words(*, choices: Chosen = Choices()) -> None:
     _show("words", "Word vectors", "You shall know a word by the company it keeps", demonstrate, choices)
 
 
-@app.command(sort_key=4)
+@app.command(sort_key=6)
 def attention(*, choices: Chosen = Choices()) -> None:
     """From associative memory to attention, the same numbers all the way."""
     from functools import partial
@@ -89,6 +106,8 @@ def _show(name: str, title: str, subtitle: str, demonstrate: Callable[..., None]
     """Run a demonstration, write its page, and say where it is and what comes next."""
     import time
 
+    from threadpoolctl import threadpool_limits
+
     from rhapsode.base.errors import InputError
     from rhapsode.base.progress import duration
     from rhapsode.foundations.page import Page
@@ -101,7 +120,9 @@ def _show(name: str, title: str, subtitle: str, demonstrate: Callable[..., None]
     following = ORDER[ORDER.index(name) + 1 :]
     command = f"rhapsode foundations {following[0]}" if following else "rhapsode demo"
     page = Page(title, subtitle)
-    demonstrate(page, seed=choices.seed, quick=choices.quick)
+    # these matrices are small: a second thread costs as much time as it saves, and far more on a busy machine
+    with threadpool_limits(1, user_api="blas"):
+        demonstrate(page, seed=choices.seed, quick=choices.quick)
     page.next("Go on" if following else "Train a transformer", command)
     page.write(out)
     if choices.pictures is not None:

@@ -107,9 +107,9 @@ def _awake_and_dreaming(page: Page, seed: int, quick: bool) -> None:
         "The brackets are averages.",
     )
     machines = {
-        "three visible units alone": BoltzmannMachine(phases="exact", learning_rate=0.5, seed=seed),
-        "two hidden units, exact phases": BoltzmannMachine(hidden=2, phases="exact", learning_rate=0.5, seed=seed),
-        "two hidden units, sampled phases": BoltzmannMachine(hidden=2, learning_rate=0.1, chains=200, seed=seed),
+        "three visible units alone": BoltzmannMachine(phases="exact", seed=seed),
+        "three hidden units, exact phases": BoltzmannMachine(hidden=3, phases="exact", first_weights=2, seed=seed),
+        "three hidden units, sampled phases": BoltzmannMachine(hidden=3, chains=200, first_weights=2, seed=seed),
     }
     examples = np.tile(EVEN, (50, 1))
     marks = [0, *np.unique(np.geomspace(1, updates, 60).astype(int))]
@@ -119,6 +119,7 @@ def _awake_and_dreaming(page: Page, seed: int, quick: bool) -> None:
         for name, machine in machines.items():
             for update in range(updates + 1):
                 if update:
+                    machine.learning_rate = 1 - (update - 1) / updates
                     machine.partial_fit(examples)
                     bar.advance()
                 else:
@@ -129,9 +130,10 @@ def _awake_and_dreaming(page: Page, seed: int, quick: bool) -> None:
                         learned.append(machine.distribution())
     page.paragraph(
         """The four examples are three bits of which none or two are 1. Any two of the bits are independent, so a
-        machine of visible units alone, which knows pairs only, learns nothing: it stays at log 8. Two hidden units
-        are enough to get to log 4, the best there is with four equally likely examples, and it makes little
-        difference whether the phases are summed over all states or dreamt."""
+        machine of visible units alone, which knows pairs only, learns nothing: it stays at log 8. With three hidden
+        units it gets near to log 4, the best there is with four equally likely examples, and nearly as near if phases
+        are not summed over all states but dreamt. Hidden units must begin very different here: as long as they are
+        alike, no pair of units has anything to tell."""
     )
     for name, loss in losses.items():
         page.fact("Nats per example of parity", f"{loss[-1]:.3f}", f"{name}; the best is {math.log(4):.3f}")
@@ -140,16 +142,16 @@ def _awake_and_dreaming(page: Page, seed: int, quick: bool) -> None:
         axes = figure.add_subplot()
         for value, name in ((math.log(8), "log 8"), (math.log(4), "log 4")):
             axes.axhline(value, color=SOFT, linewidth=0.8, linestyle="--")
-            axes.annotate(name, (1, value), xytext=(2, 3), textcoords="offset points", fontsize=8)
+            axes.annotate(name, (1, value), xytext=(2, -9), textcoords="offset points", fontsize=8)
         for name, loss in losses.items():
             axes.plot(np.maximum(marks, 0.8), loss, label=name)
         axes.set(xlabel="updates", ylabel="nats per example", xscale="log", ylim=(1.2, None))
-        axes.legend(fontsize=8, loc="lower left")
+        axes.legend(fontsize=8, loc="upper right")
     page.figure(figure, "How surprised three machines are by the examples, as they learn.", name="parity")
     labels = ["".join(map(str, state)) for state in states(3).astype(int)]
     colours = [FIRST if state.sum() % 2 == 0 else SECOND for state in states(3)]
     frames = []
-    for mark, distribution in list(zip(marks, learned, strict=True))[::4]:
+    for mark, distribution in list(zip(marks, learned, strict=True))[::-4][::-1]:
         with drawing():
             figure = Figure(figsize=HALF, layout="constrained")
             axes = figure.add_subplot()
