@@ -10,6 +10,7 @@ Classifier(hidden=(64,), seed=1).fit(x, labels).score(x, labels)
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
@@ -414,6 +415,12 @@ class Classifier(Estimator):
         targets = self._targets(labels)
         self.history_ = self._fit(self._features(examples), targets, 1, None)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type, tags.classifier_tags = "classifier", sys.modules["sklearn.utils"].ClassifierTags()
+        tags.target_tags.required = True
+        return tags
 
     def decision_function(self, x: npt.ArrayLike) -> Array:
         """The logits (examples, classes) of `x` (examples, features)."""
