@@ -315,7 +315,7 @@ def test_a_saved_classifier_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "name", "value", "message"),
     [
-        ("settings", "hidden", [10**6, 10**6], "the settings ask for 1000005000002"),
+        ("settings", "hidden", [10**6, 10**6], "the settings ask for 1000006000002"),
         ("settings", "hidden", [10**15], "the settings ask for"),
         ("learned", "0.bias", [0, 0], "the arrays hold"),
         ("learned", "classes_", [1, 0], "classes_: are not in ascending order"),
