@@ -18,7 +18,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -308,6 +308,21 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"is {shown(value)}", where=name, todo=f"Choose one of: {', '.join(choices)}.")
     return value
+
+
+def check_words(name: str, words: Any) -> list[str]:
+    """`words` as a list, if they are strings, and not one: its letters would pass for words.
+
+    Raises:
+        InputError: they are not; the message names the argument, and the place of the first that is no string.
+    """
+    if isinstance(words, str) or not isinstance(words, Iterable):
+        raise InputError(f"is {shown(words)} and no list of words", where=name, todo="Give a list of strings.")
+    listed = list(words)
+    for place, word in enumerate(listed):
+        if not isinstance(word, str):
+            raise InputError(f"is {shown(word)} and no word", where=f"{name}[{place}]", todo="It must be a string.")
+    return listed
 
 
 class Bar:
