@@ -36,12 +36,8 @@ from rhapsode.foundations.binary_units import (
 from rhapsode.foundations.estimator import Array, Bar, Estimator, check_array, check_choice, check_number
 from rhapsode.foundations.layers import sigmoid
 
-FIRST_WEIGHTS = 0.01
-"""The spread of the weights before the first update (Hinton, "A practical guide to training RBMs", 2010, section 8)."""
 LEAST_CHANCE = 0.01
 """First visible biases give each unit the mean it has in the data; a mean of 0 or 1 would ask for an infinite one."""
-
-
 FIRST_VARIANCE = 0.25
 """Of Gaussian visible units, as a share of that in the data. All of it would leave hidden units nothing to explain."""
 VARIANCE_RATE = 0.1
@@ -253,7 +249,8 @@ class RestrictedBoltzmannMachine(Estimator):
     def _begin(self, examples: Array) -> None:
         visible = examples.shape[1]
         biases, variances = first_visible(examples, self.visible)
-        spread = FIRST_WEIGHTS * np.sqrt(variances)[:, None]
+        # inputs of about one: from smaller weights hidden units only take longer to become different
+        spread = np.sqrt(variances / (visible + self.hidden))[:, None]
         weights = spread * self.random("rbm weights").normal(size=(visible, self.hidden))
         if self.visible == "gaussian":
             variances *= FIRST_VARIANCE
@@ -289,14 +286,14 @@ class RestrictedBoltzmannMachine(Estimator):
         random = self.random("rbm pass", self.passes_)
         shuffled = examples[random.permutation(len(examples))].astype(np.float32)
         batches = np.array_split(shuffled, math.ceil(len(examples) / self.batch_size))
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             for number, batch in enumerate(batches):
                 slope, chains = self._slope(batch, random)
                 self._go(slope, first_rate + (last_rate - first_rate) * number / len(batches))
                 if self.persistent:
                     self.chains_ = chains
         self.passes_ += 1
-        if not (np.isfinite(self.weights_).all() and np.isfinite(self.variances_).all()):
+        if not (np.isfinite(self.weights_).all() and np.isfinite(self.variances_).all() and self.variances_.all()):
             where = f"pass {self.passes_}"
             raise NotFiniteError("the weights are no numbers any more", where=where, todo="Lower the learning rate.")
 
