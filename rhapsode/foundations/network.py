@@ -411,7 +411,8 @@ class Classifier(Estimator):
                 raise InputError("leaves nothing to train on", where="validation", todo="Give more examples.")
             validation = examples[order[:kept]], targets[order[:kept]]
             examples, targets = examples[order[kept:]], targets[order[kept:]]
-        self._build(examples.shape[1], classes)
+        self.classes_ = classes
+        self._build(examples.shape[1])
         self.history_ = self._fit(examples, targets, self.epochs, validation)
         return self
 
@@ -438,7 +439,8 @@ class Classifier(Estimator):
         if self.fitted:
             examples = self._features(examples)
         else:
-            self._build(examples.shape[1], known)
+            self.classes_ = known
+            self._build(examples.shape[1])
         self.history_ = self._fit(examples, targets, 1, None)
         return self
 
@@ -484,8 +486,7 @@ class Classifier(Estimator):
     def _features(self, x: npt.ArrayLike) -> Array:
         return check_array("x", x, ("examples", self.network_.layers[0].parameters["weight"].shape[0]), "moderate")
 
-    def _build(self, inputs: int, classes: Array) -> None:
-        self.classes_ = classes
+    def _build(self, inputs: int) -> None:
         layers: list[Layer] = []
         activation, gain = ACTIVATIONS[self.activation]
         for width in self.hidden:
@@ -493,7 +494,7 @@ class Classifier(Estimator):
             if self.dropout:
                 layers.append(Dropout(self.dropout))
             inputs = width
-        layers.append(Dense(inputs, len(classes)))
+        layers.append(Dense(inputs, len(self.classes_)))
         self.network_ = Network(layers, seed=self.seed)
         self._optimizer: Optimizer = (
             Adam(self.learning_rate, weight_decay=self.weight_decay)
@@ -523,7 +524,8 @@ class Classifier(Estimator):
         epochs = check_number("epochs", values.pop("epochs"), least=0, whole=True)
         first = check_array("0.weight", values.get("0.weight", ()), ("inputs", "outputs"))
         check_size(values, (first.shape[0], *self.hidden, len(classes)))
-        self._build(first.shape[0], classes)
+        self.classes_ = classes
+        self._build(first.shape[0])
         self.network_.set_parameters(
             {name: check_array(name, value, np.shape(value)) for name, value in values.items()}
         )
