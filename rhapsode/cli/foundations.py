@@ -32,7 +32,7 @@ class Choices:
     """Everything smaller, in seconds: to see what it does, not how well."""
 
     force: Annotated[bool, Parameter(negative=())] = False
-    """Replace the page in --out."""
+    """Replace the page, and pictures of it."""
 
 
 Chosen = Annotated[Choices, Parameter(name="*")]
@@ -115,8 +115,15 @@ def _show(name: str, title: str, subtitle: str, demonstrate: Callable[..., None]
     began = time.monotonic()
     # Before the work: what stands in its way is known at once.
     out = _place(name, choices)
-    if choices.pictures is not None and not choices.pictures.is_dir():
-        raise InputError("the folder does not exist", where=str(choices.pictures), todo="Make it, or choose another.")
+    if choices.pictures is not None:
+        if not choices.pictures.is_dir():
+            todo = "Make it, or choose another."
+            raise InputError("the folder does not exist", where=str(choices.pictures), todo=todo)
+        _check_writable(choices.pictures)
+        there = sorted(path.name for path in choices.pictures.glob(f"{name}-*.svg"))
+        if there and not choices.force:
+            todo = "Choose another folder, or pass --force to replace it."
+            raise InputError("already exists", where=str(choices.pictures / there[0]), todo=todo)
     following = ORDER[ORDER.index(name) + 1 :]
     command = f"rhapsode foundations {following[0]}" if following else "rhapsode demo"
     page = Page(title, subtitle)
@@ -136,16 +143,38 @@ def _place(name: str, choices: Choices) -> Path:
     """Where the page goes."""
     from rhapsode.base.errors import InputError
 
-    if choices.out is None:
+    out = choices.out
+    if out is None:
+        if not PAGES.is_dir() and (PAGES.exists() or PAGES.is_symlink()):
+            raise InputError("is no folder", where=str(PAGES), todo="Pass --out with another place for the page.")
         PAGES.mkdir(exist_ok=True)
         number, out = 1, PAGES / f"{name}.html"
-        while out.exists() and not choices.force:
+        while (out.exists() or out.is_symlink()) and not choices.force:
             number += 1
             out = PAGES / f"{name}-{number}.html"
-        return out
-    if not choices.out.parent.is_dir():
-        raise InputError("its folder does not exist", where=str(choices.out), todo="Make it, or choose another.")
-    if choices.out.exists() and not choices.force:
+    elif not out.parent.is_dir():
+        raise InputError("its folder does not exist", where=str(out), todo="Make it, or choose another.")
+    elif (out.exists() or out.is_symlink()) and not choices.force:
         todo = "Choose another name, or pass --force to replace it."
-        raise InputError("already exists", where=str(choices.out), todo=todo)
-    return choices.out
+        raise InputError("already exists", where=str(out), todo=todo)
+    if out.exists() and not out.is_file():  # a folder, or a device
+        raise InputError("is no file", where=str(out), todo="Choose another name for the page.")
+    _check_writable(out.parent)
+    return out
+
+
+def _check_writable(folder: Path) -> None:
+    """
+    Raises:
+        InputError: no file can be made in `folder`.
+    """
+    import tempfile
+
+    from rhapsode.base.errors import InputError
+
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot be written to ({reason})", where=str(folder), todo="Choose another.") from None

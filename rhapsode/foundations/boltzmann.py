@@ -14,14 +14,13 @@ is a weight to a unit that is always on: s_i s_i = s_i, so it stands on the diag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from rhapsode.base.errors import InputError
-from rhapsode.base.random import generator
+from rhapsode.base.errors import InputError, shown
 from rhapsode.foundations.binary_units import (
     check_enumerable,
     correlations,
@@ -84,6 +83,8 @@ class BoltzmannMachine(Estimator):
         self.phases = check_choice("phases", phases, ("sampled", "exact"))
         self.chains = check_number("chains", chains, least=1, whole=True)
         self.sweeps = check_number("sweeps", sweeps, least=1, whole=True)
+        if not isinstance(annealing, Iterable):
+            raise InputError(f"is {shown(annealing)} and no list of temperatures", where="annealing")
         self.annealing = [check_number("annealing", temperature, above=0) for temperature in annealing]
         self.first_weights = check_number("first_weights", first_weights, least=0)
 
@@ -100,14 +101,15 @@ class BoltzmannMachine(Estimator):
             InputError: shapes or symmetry are not so.
         """
         machine = cls(**settings)
-        given = check_array("biases", biases, ("units",))
-        machine._set(check_array("weights", weights, (len(given), len(given))), given)
+        given = check_array("biases", biases, ("units",), "moderate")
+        machine._set(check_array("weights", weights, (len(given), len(given)), "moderate"), given)
         machine._restart()
         return machine
 
     @property
     def units(self) -> int:
         """How many units there are, visible and hidden."""
+        self.check_fitted()
         return len(self.biases_)
 
     @property
@@ -150,9 +152,9 @@ class BoltzmannMachine(Estimator):
         """Small random weights for so many visible units, as before the first update.
 
         Raises:
-            InputError: there are too many units for exact phases.
+            InputError: `visible` is no such number, or there are too many units for exact phases.
         """
-        units = visible + self.hidden
+        units = check_number("visible", visible, least=1, whole=True) + self.hidden
         if self.phases == "exact":
             check_enumerable(units, "units")
         upper = np.triu(self.random("boltzmann weights").normal(0, self.first_weights, (units, units)), 1)
@@ -268,7 +270,7 @@ class BoltzmannMachine(Estimator):
         schedule = check_array("temperatures", temperatures, ("sweeps",))
         if (schedule < 0).any():
             raise InputError("holds a negative temperature", where="temperatures")
-        random = generator(self.seed if seed is None else seed, "boltzmann gibbs")
+        random = self.random("boltzmann gibbs", seed=seed)
         if start is None:
             check_number("chains", chains, least=1, whole=True)
             current = random.integers(0, 2, (self.units, chains)).astype(float)
@@ -288,7 +290,7 @@ class BoltzmannMachine(Estimator):
         self.check_fitted()
         check_number("count", count, least=1, whole=True)
         check_number("sweeps", sweeps, least=1, whole=True)
-        random = generator(self.seed if seed is None else seed, "boltzmann sample")
+        random = self.random("boltzmann sample", seed=seed)
         current = random.integers(0, 2, (self.units, count)).astype(float)
         for _ in self._sweeps(current, np.ones(sweeps), range(self.units), random):
             pass
@@ -303,13 +305,14 @@ class BoltzmannMachine(Estimator):
 
     def _restart(self) -> None:
         self.updates_ = 0
-        self.dreams_ = self.random("boltzmann dreams").integers(0, 2, (self.chains, self.units)).astype(np.uint8)
+        self.dreams_ = self.random("boltzmann dreams").integers(0, 2, (self.chains, len(self.biases_))).astype(np.uint8)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         super()._restore(state)
         biases = check_array("biases_", self.biases_, ("units",))
         self._set(check_array("weights_", self.weights_, (len(biases), len(biases))), biases)
-        check_array("dreams_", self.dreams_, (self.chains, len(biases)), "binary")
+        dreams = check_array("dreams_", self.dreams_, (self.chains, len(biases)), "binary")
+        self.dreams_ = dreams.astype(np.uint8)
         check_number("updates_", self.updates_, least=0, whole=True)
 
     def _check(self, x: npt.ArrayLike) -> Array:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rhapsode.base.errors import InputError
+from rhapsode.base.errors import InputError, shown
 from rhapsode.base.random import generator
 from rhapsode.foundations.estimator import Array, check_number
 
@@ -44,7 +44,7 @@ def make_digits(
         size: pixels across and down a picture, 4 to 64.
         seed: the same seed gives the same pictures.
         fonts: of `FONTS` and `UNSEEN`.
-        noise: standard deviation of what is added to each pixel, before it is cut to 0..1.
+        noise: standard deviation of what is added to each pixel, before it is cut to 0..1; at most 10.
 
     Returns:
         Pictures (count, size * size) float32 from 0 to 1, row by row, and labels (count,) from 0 to 9, none rarer.
@@ -54,10 +54,13 @@ def make_digits(
     """
     count = check_number("count", count, least=1, whole=True)
     size = check_number("size", size, least=4, most=DRAWN, whole=True)
-    noise = check_number("noise", noise, least=0)
-    if not fonts or set(fonts) - {*FONTS, *UNSEEN}:
-        raise InputError(f"are {', '.join(fonts) or 'none'}", where="fonts", todo="Choose some of FONTS and UNSEEN.")
-    random = generator(seed, "digits")
+    noise = check_number("noise", noise, least=0, most=10)
+    if not isinstance(fonts, list | tuple):
+        raise InputError(f"is {shown(fonts)} and no list", where="fonts", todo="Give a list of FONTS and UNSEEN.")
+    if not fonts or not all(font in (*FONTS, *UNSEEN) for font in fonts):
+        named = ", ".join(map(str, fonts)) or "none"
+        raise InputError(f"are {named}", where="fonts", todo="Choose some of FONTS and UNSEEN.")
+    random = generator(check_number("seed", seed, whole=True), "digits")
     labels, font = random.integers(10, size=count), random.integers(len(fonts), size=count)
     drawn = np.stack([_drawn(name) for name in fonts])  # (fonts, 10, DRAWN, DRAWN)
     places = _places(random, count)

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -27,20 +28,25 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from rhapsode.base.errors import DamagedError, InputError, MismatchError, RhapsodeError, shown
+from rhapsode.base.errors import DamagedError, InputError, MismatchError, RhapsodeError, nearest, shown
 from rhapsode.base.files import new_folder, read_json, write_atomically, write_json
 from rhapsode.base.progress import Progress
 from rhapsode.base.random import generator
 
 Array = npt.NDArray[Any]
-Values = Literal["finite", "unit", "binary", "signs", "whole"]
+Values = Literal["finite", "moderate", "unit", "binary", "signs", "whole"]
 
 DESCRIPTION = "estimator.json"
 PARAMETERS = "parameters.safetensors"
+FILES = {DESCRIPTION, PARAMETERS}
 SECONDS_WITHOUT_A_BAR = 1.0
+LARGEST = 1e15
+"""Of "moderate" numbers: their squares, and sums of a hundred million of them, are still numbers in float32."""
+LARGEST_SETTING = 2**64
 
 NEEDED: dict[Values, str] = {
     "finite": "a finite number",
+    "moderate": f"a number from {-LARGEST:g} to {LARGEST:g}",
     "unit": "a number from 0 to 1",
     "binary": "0 or 1",
     "signs": "-1 or +1",
@@ -67,9 +73,40 @@ class Estimator:
         """The settings it was made with, by name: `type(self)(**self.settings())` is its untrained twin."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def random(self, purpose: str, *position: int) -> np.random.Generator:
-        """Random numbers for one `purpose` at one `position` (epoch, batch, layer, ...): nothing to save."""
-        return generator(self.seed, purpose, *position)
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The same, by the name that scikit-learn's pipelines and searches call. There is nothing deeper."""
+        return self.settings()
+
+    def set_params(self, **settings: Any) -> Self:
+        """Change settings. What was learned with the old ones is forgotten, for it may not fit the new ones.
+
+        Raises:
+            InputError: there is no such setting, or it cannot be that.
+        """
+        known = self.settings()
+        for name in settings.keys() - known.keys():
+            raise InputError(f"{type(self).__name__} has no setting {shown(name)}", todo=nearest(name, known))
+        self.__dict__ = type(self)(**{**known, **settings}).__dict__
+        return self
+
+    def __sklearn_clone__(self) -> Self:
+        """An untrained twin. scikit-learn's own way of making one asks settings to be kept as the very same objects."""
+        return type(self)(**self.settings())
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn asks before it takes an estimator in. Only it asks, so it is there: no import is needed."""
+        return sys.modules["sklearn.base"].BaseEstimator.__sklearn_tags__(self)
+
+    def random(self, purpose: str, *position: int, seed: int | None = None) -> np.random.Generator:
+        """Random numbers for one `purpose` at one `position` (epoch, batch, layer, ...): nothing to save.
+
+        Args:
+            seed: instead of the estimator's own.
+
+        Raises:
+            InputError: it is no whole number.
+        """
+        return generator(self.seed if seed is None else check_number("seed", seed, whole=True), purpose, *position)
 
     @property
     def fitted(self) -> bool:
@@ -87,11 +124,21 @@ class Estimator:
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Write it into a new folder, wholly or not at all.
 
+        Args:
+            replace: a saved estimator that is there already. Nothing else is ever replaced.
+
         Raises:
-            InputError: it was not fitted yet, or `folder` exists and `replace` is false.
+            InputError: it was not fitted yet, or went astray, or there is something at `folder`, or it cannot be
+                written to.
         """
         self.check_fitted()
-        state = self._state()
+        state, folder = self._state(), Path(folder)
+        if folder.exists() or folder.is_symlink():
+            if not replace:
+                todo = "Choose another name, or pass replace=True."
+                raise InputError("already exists", where=str(folder), todo=todo)
+            if not _is_ours(folder):
+                raise InputError("holds other things than a saved estimator", where=str(folder), todo="Choose another.")
         arrays = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
         description = {
             "class": type(self).__name__,
@@ -99,9 +146,15 @@ class Estimator:
             "learned": {name: value for name, value in state.items() if name not in arrays},
             "shapes": {name: list(array.shape) for name, array in arrays.items()},
         }
-        with new_folder(Path(folder), replace=replace) as temporary:
-            write_json(temporary / DESCRIPTION, description)
-            write_atomically(temporary / PARAMETERS, save(arrays))
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise InputError("holds a value that is not finite", where=name, todo="Fit it again.")
+        try:
+            with new_folder(folder, replace=replace) as temporary:
+                write_json(temporary / DESCRIPTION, description)
+                write_atomically(temporary / PARAMETERS, save(arrays))
+        except OSError as error:
+            raise InputError(f"cannot be written ({error.strerror})", where=str(folder)) from None
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -128,7 +181,7 @@ class Estimator:
         try:
             estimator = cls(**settings)
             estimator._restore({**learned, **arrays})
-        except (RhapsodeError, TypeError, ValueError, KeyError, IndexError) as error:
+        except (RhapsodeError, TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
             what = error.message if isinstance(error, RhapsodeError) else shown(str(error))
             raise DamagedError(f"does not fit together ({what})", where=str(folder)) from None
         return estimator
@@ -138,7 +191,8 @@ class Estimator:
         return {name: getattr(self, name) for name in self.learned}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `_state` gave; the arrays are finite, their shapes are for a subclass to check.
+        """Take back what `_state` gave. Arrays from a file of arrays are finite; all else is for a subclass to check,
+        even that what should be one is no list.
 
         Raises:
             InputError: something is missing, too much or of the wrong shape.
@@ -161,16 +215,20 @@ def check_array(
         below: of whole numbers, the first that is too large.
 
     Returns:
-        float32 stays float32, every other number becomes float64; whole numbers become int64.
+        A copy. float32 stays float32, every other number becomes float64; whole numbers become int64.
 
     Raises:
         InputError: it is not; the message names the argument, and the place of the first wrong value.
     """
     wanted = f"({', '.join(str(axis) for axis in shape)}{',' if len(shape) == 1 else ''})"
+    if np.ma.is_masked(array):
+        raise InputError("has masked values", where=name, todo="Fill them, or leave their rows out.")
     try:
         found = np.asarray(array)
     except ValueError:
         raise InputError("its rows have different lengths", where=name, todo=f"Its shape must be {wanted}.") from None
+    except (TypeError, RuntimeError) as error:  # what other libraries say of their own arrays
+        raise InputError(f"is no array of NumPy ({shown(str(error))})", where=name) from None
     if found.dtype.kind not in "biuf":
         raise InputError(f"holds {found.dtype} and not numbers", where=name, todo=f"Each must be {NEEDED[values]}.")
     if len(found.shape) != len(shape) or any(
@@ -178,8 +236,13 @@ def check_array(
         for length, axis in zip(found.shape, shape, strict=True)
     ):
         raise InputError(f"has the shape {found.shape}, not {wanted}", where=name, todo="Give it that shape.")
+    if found.dtype.kind in "bf" and found.dtype not in (np.float32, np.float64):
+        with np.errstate(over="ignore"):  # what is too large for float64 becomes infinite
+            found = found.astype(np.float64)
     good: Array = np.isfinite(found)
-    if values == "unit":
+    if values == "moderate":
+        good = (found >= -LARGEST) & (found <= LARGEST)
+    elif values == "unit":
         good = (found >= 0) & (found <= 1)
     elif values == "binary":
         good = (found == 0) | (found == 1)
@@ -198,7 +261,7 @@ def check_array(
         raise InputError(f"is {value}" if is_number else "is not a number", where=where, todo=f"It must be {needed}.")
     if values == "whole":
         return found.astype(np.int64)
-    return found if found.dtype == np.float32 else found.astype(np.float64)
+    return found.astype(np.float32 if found.dtype == np.float32 else np.float64)
 
 
 def check_number(
@@ -219,8 +282,11 @@ def check_number(
     if isinstance(number, np.generic):
         number = number.item()
     kind = "a whole number" if whole else "a number"
-    if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)) or not math.isfinite(number):
+    right = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+    if not right or not abs(number) < math.inf:
         raise InputError(f"{shown(number)} is not {kind}", where=name)
+    if abs(number) >= LARGEST_SETTING:
+        raise InputError("is too large", where=name, todo="It must be between -2^64 and 2^64.")
     bounds = [
         (least is not None and number < least, f"at least {least}"),
         (most is not None and number > most, f"at most {most}"),
@@ -239,9 +305,24 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
     Raises:
         InputError: it is not; the message names the setting and the choices.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"is {shown(value)}", where=name, todo=f"Choose one of: {', '.join(choices)}.")
     return value
+
+
+def check_words(name: str, words: Any) -> list[str]:
+    """`words` as a list, if they are strings, and not one: its letters would pass for words.
+
+    Raises:
+        InputError: they are not; the message names the argument, and the place of the first that is no string.
+    """
+    if isinstance(words, str) or not isinstance(words, Iterable):
+        raise InputError(f"is {shown(words)} and no list of words", where=name, todo="Give a list of strings.")
+    listed = list(words)
+    for place, word in enumerate(listed):
+        if not isinstance(word, str):
+            raise InputError(f"is {shown(word)} and no word", where=f"{name}[{place}]", todo="It must be a string.")
+    return listed
 
 
 class Bar:
@@ -276,6 +357,11 @@ class Bar:
             self._progress.__exit__(kind, error, traceback)
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a saved estimator, and nothing that would be lost with it."""
+    return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= FILES
+
+
 def _is_named(description: Any) -> bool:
     return isinstance(description, dict) and isinstance(description.get("class"), str)
 
@@ -285,7 +371,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         raise DamagedError("the file does not exist", where=str(path))
     try:
         arrays = load_file(path)
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, TypeError, KeyError, AttributeError) as error:  # the last of a type NumPy lacks
         raise DamagedError(f"is no safetensors file ({shown(str(error))})", where=str(path)) from None
     for name, array in arrays.items():
         if not np.isfinite(array).all():

@@ -50,7 +50,7 @@ class Hopfield(Estimator):
     Args:
         rule: how patterns x become weights, of N units:
             hebbian: w += x x^T / N. Its errors are those of random sums: exact recall ends at N / (4 ln N) random
-            patterns, any recall near 0.138 N (Amit, Gutfreund and Sompolinsky 1985).
+            patterns (McEliece et al. 1987), any recall near 0.138 N (Amit, Gutfreund and Sompolinsky 1985).
             storkey: w_ij += (x_i x_j - x_i h_ji - h_ij x_j) / N, where h_ij is the field of unit i without j. Local and
             incremental like Hebb's, with room for about N / sqrt(2 ln N) (Storkey 1997).
             pseudo-inverse: the projection on all that the patterns span, without its diagonal. Up to N - 1 independent
@@ -84,7 +84,7 @@ class Hopfield(Estimator):
         """Store the patterns x (patterns, units) besides those that are stored already; errors as in `fit`."""
         if not self.fitted:
             return self.fit(x)
-        return self._store(self.weights_, self.patterns_, self._checked(x))
+        return self._store(self.weights_, self.patterns_, self._checked(x, "patterns"))
 
     def field(self, x: npt.ArrayLike) -> Numbers:
         """What each unit of the states x (states, units) receives from the others: x w, of the same shape."""
@@ -93,7 +93,8 @@ class Hopfield(Estimator):
 
     def energy(self, x: npt.ArrayLike) -> Numbers:
         """-1/2 s^T w s of each state s in x (states, units): (states,)."""
-        return _energies(self.weights_, self._checked(x))
+        states = self._checked(x)
+        return _energies(self.weights_, states)
 
     def step(self, x: npt.ArrayLike) -> Numbers:
         """The states x (states, units) after one update of all units at once."""
@@ -140,9 +141,9 @@ class Hopfield(Estimator):
         rested = self.predict(x)
         return float(np.mean(rested * check_array("y", y, rested.shape, "signs")))
 
-    def _checked(self, x: npt.ArrayLike) -> Numbers:
+    def _checked(self, x: npt.ArrayLike, what: str = "states") -> Numbers:
         self.check_fitted()
-        return check_array("x", x, ("states", len(self.weights_)), "signs").astype(np.float64)
+        return check_array("x", x, (what, len(self.weights_)), "signs").astype(np.float64)
 
     def _store(self, weights: Numbers, stored: Numbers, x: Numbers) -> Self:
         patterns = np.concatenate([stored, x]).astype(np.float64)
@@ -154,9 +155,9 @@ class Hopfield(Estimator):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         super()._restore(state)
-        units = np.shape(self.patterns_)[-1:]
-        check_array("patterns_", self.patterns_, ("patterns", *units), "signs")
-        check_array("weights_", self.weights_, units + units)
+        self.patterns_ = check_array("patterns_", self.patterns_, ("patterns", "units"), "signs").astype(np.float64)
+        units = self.patterns_.shape[1]
+        self.weights_ = check_array("weights_", self.weights_, (units, units)).astype(np.float64)
         if np.diagonal(self.weights_).any() or not np.array_equal(self.weights_, self.weights_.T):
             raise InputError("is not symmetric with a diagonal of zeros", where="weights_")
 
@@ -225,8 +226,9 @@ def _pseudo_inverse(weights: Numbers, patterns: Numbers, stored: int) -> Numbers
     _, sizes, directions = np.linalg.svd(patterns, full_matrices=False)
     independent = int(np.count_nonzero(sizes > sizes[0] * max(patterns.shape) * np.finfo(np.float64).eps))
     if independent >= units:
+        patterns_there = f"{independent} independent patterns{' with those that are stored' if stored else ''}"
         raise InputError(
-            f"holds {independent} independent patterns, too many for {units} units by the pseudo-inverse rule",
+            f"holds {patterns_there}, too many for {units} units by the pseudo-inverse rule",
             where="x",
             todo=f"Store at most {units - 1}: with as many as units every state would be one.",
         )

@@ -11,12 +11,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from rhapsode.base.random import generator
-from rhapsode.foundations.hopfield import Hopfield, Rule
-
-Numbers = npt.NDArray[np.float64]
+from rhapsode.foundations.estimator import check_number
+from rhapsode.foundations.hopfield import Hopfield, Numbers, Rule
 
 
 def bit_error(load: float) -> float:
@@ -25,6 +23,7 @@ def bit_error(load: float) -> float:
     The other patterns add a random sum to each unit's field, normal with variance `load` where the network is large,
     and turn the unit over where that sum outweighs the pattern's own 1 (Hertz, Krogh and Palmer 1991, section 2.2).
     """
+    check_number("load", load, above=0)
     return 0.5 * math.erfc(1 / math.sqrt(2 * load))
 
 
@@ -34,6 +33,8 @@ def exact_bit_error(units: int, patterns: int) -> float:
     Times `units`, the field of a unit along its pattern is units - 1 and a sum of (patterns - 1) (units - 1) signs,
     independent of each other as products of different ones are; the unit turns over where that is below zero.
     """
+    check_number("units", units, least=1, whole=True)
+    check_number("patterns", patterns, least=1, whole=True)
     terms = (patterns - 1) * (units - 1)
     most = (terms - units) // 2  # of +1 among the signs, where the unit turns over
     if most < 0:
@@ -54,6 +55,7 @@ def retrieval_curve(points: int = 200) -> tuple[Numbers, Numbers]:
     Returns:
         loads from near 0 to the critical one, 0.138, and the overlap at each, both (points,).
     """
+    check_number("points", points, least=1, whole=True)
     y = np.linspace(5.0, 0.5, 100_000)
     erf: Numbers = np.vectorize(math.erf)(y)
     loads: Numbers = 0.5 * np.square(erf / y - 2 / math.sqrt(math.pi) * np.exp(-np.square(y)))
@@ -64,6 +66,10 @@ def retrieval_curve(points: int = 200) -> tuple[Numbers, Numbers]:
 
 def random_patterns(patterns: int, units: int, *, seed: int, network: int = 0) -> Numbers:
     """Patterns (patterns, units) of -1 and +1, each as likely; one set for each number of a network."""
+    for name, number in (("patterns", patterns), ("units", units)):
+        check_number(name, number, least=1, whole=True)
+    check_number("seed", seed, whole=True)
+    check_number("network", network, least=0, whole=True)
     bits = generator(seed, "patterns", units, patterns, network).integers(0, 2, (patterns, units))
     return np.where(bits == 1, 1.0, -1.0)
 
@@ -74,6 +80,7 @@ def error_shares(*, units: int, patterns: int, networks: int, seed: int) -> Numb
     Units of one network are not quite independent, as pairs of patterns overlap by chance for all units alike: beyond a
     load of 0.1 networks differ by more than the binomial law says. What they differ by is in the numbers themselves.
     """
+    check_number("networks", networks, least=1, whole=True)
     shares = []
     for network in range(networks):
         x = random_patterns(patterns, units, seed=seed, network=network)
@@ -93,6 +100,8 @@ def overlaps(
     Returns:
         (min(states, patterns),).
     """
+    check_number("flipped", flipped, least=0, most=1)
+    check_number("states", states, least=1, whole=True)
     x = random_patterns(patterns, units, seed=seed, network=network)
     memory, wanted = Hopfield(rule=rule, seed=seed).fit(x), x[:states]
     order = np.argsort(generator(seed, "flipped", units, patterns, network).random(wanted.shape), axis=1)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from rhapsode.base.errors import InputError
 from rhapsode.foundations.estimator import Estimator, check_array, check_number
 from rhapsode.foundations.layers import softmax
 
@@ -61,8 +62,8 @@ class ModernHopfield(Estimator):
         Raises:
             InputError: x or y is of another shape, or holds a value that is not finite.
         """
-        patterns = check_array("x", x, ("patterns", "units"))
-        values = patterns if y is None else check_array("y", y, (len(patterns), "width"))
+        patterns = check_array("x", x, ("patterns", "units"), "moderate")
+        values = patterns if y is None else check_array("y", y, (len(patterns), "width"), "moderate")
         self.patterns_, self.values_ = patterns, values
         return self
 
@@ -70,8 +71,8 @@ class ModernHopfield(Estimator):
         """Store the patterns x (patterns, units) besides those that are stored already; errors as in `fit`."""
         if not self.fitted:
             return self.fit(x, y)
-        patterns = self._checked(x)
-        values = check_array("y", patterns if y is None else y, (len(patterns), self.values_.shape[1]))
+        patterns = self._checked(x, "patterns")
+        values = check_array("y", patterns if y is None else y, (len(patterns), self.values_.shape[1]), "moderate")
         self.patterns_ = np.concatenate([self.patterns_, patterns])
         self.values_ = np.concatenate([self.values_, values])
         return self
@@ -94,7 +95,7 @@ class ModernHopfield(Estimator):
     def energy(self, x: npt.ArrayLike) -> Numbers:
         """The energy of each query of x (queries, units), from 0 to 2 max |pattern|^2 among their means: (queries,)."""
         x = self._checked(x)
-        scores = self.beta * x @ self.patterns_.T  # (queries, patterns)
+        scores = self._scores(x)  # (queries, patterns)
         best = scores.max(axis=1)
         fit = best + np.log(np.exp(scores - best[:, None]).mean(axis=1))  # (queries,), ln of the mean of exp(scores)
         largest = np.square(self.patterns_).sum(axis=1).max()
@@ -103,18 +104,25 @@ class ModernHopfield(Estimator):
     def score(self, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
         """The mean cosine between what is read for x (queries, units) and y (queries, width): 1 where all is found."""
         found = self.predict(x)
-        wanted = check_array("y", y, found.shape)
+        wanted = check_array("y", y, found.shape, "moderate")
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
         return float(np.mean((found * wanted).sum(axis=1) / np.maximum(lengths, np.finfo(lengths.dtype).tiny)))
 
-    def _checked(self, x: npt.ArrayLike) -> Numbers:
+    def _checked(self, x: npt.ArrayLike, what: str = "queries") -> Numbers:
         self.check_fitted()
-        return check_array("x", x, ("queries", self.patterns_.shape[1]))
+        return check_array("x", x, (what, self.patterns_.shape[1]), "moderate")
+
+    def _scores(self, x: Numbers) -> Numbers:
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores: Numbers = self.beta * x @ self.patterns_.T  # (queries, patterns)
+        if not np.isfinite(scores).all():
+            raise InputError("is too large for numbers of this size", where="beta", todo="Make it smaller.")
+        return scores
 
     def _weights(self, x: Numbers) -> Numbers:
-        return softmax(self.beta * x @ self.patterns_.T)  # (queries, patterns)
+        return softmax(self._scores(x))  # (queries, patterns)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         super()._restore(state)
-        check_array("patterns_", self.patterns_, ("patterns", "units"))
-        check_array("values_", self.values_, (len(self.patterns_), "width"))
+        self.patterns_ = check_array("patterns_", self.patterns_, ("patterns", "units"), "moderate")
+        self.values_ = check_array("values_", self.values_, (len(self.patterns_), "width"), "moderate")

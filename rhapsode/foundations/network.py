@@ -10,8 +10,10 @@ Classifier(hidden=(64,), seed=1).fit(x, labels).score(x, labels)
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -23,6 +25,7 @@ from rhapsode.foundations.estimator import Array, Bar, Estimator, check_array, c
 from rhapsode.foundations.layers import (
     Dense,
     Dropout,
+    Embedding,
     Layer,
     ReLU,
     Sigmoid,
@@ -141,7 +144,10 @@ class Network:
         layers: each takes what the one before it gives.
         loss: of the outputs of the last and the targets.
         seed: of the initial parameters, the order of examples, and dropout.
-        dtype: of the parameters and of all that is computed.
+        dtype: of the parameters and of all that is computed, float32 or float64.
+
+    Raises:
+        InputError: the seed is no whole number, or the dtype another one.
     """
 
     def __init__(
@@ -152,10 +158,13 @@ class Network:
         seed: int = 0,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.layers, self.loss, self.seed, self.dtype = list(layers), loss, seed, np.dtype(dtype)
+        self.layers, self.loss, self.dtype = list(layers), loss, np.dtype(dtype)
+        self.seed: int = check_number("seed", seed, whole=True)
+        if self.dtype not in (np.float32, np.float64):
+            raise InputError(f"is {self.dtype}", where="dtype", todo="Choose float32 or float64.")
         self.epochs = 0
         for number, layer in enumerate(self.layers):
-            layer.initialize(generator(seed, "parameters", number), self.dtype)
+            layer.initialize(generator(self.seed, "parameters", number), self.dtype)
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -187,13 +196,13 @@ class Network:
 
     def outputs(self, x: Array) -> Array:
         """`forward` a few thousand examples at a time."""
-        parts = [self.forward(self._cast(x[rows])) for rows in _slices(len(x), EVALUATED_AT_ONCE)]
+        parts = [self.forward(self._inputs(x[rows])) for rows in _slices(len(x), EVALUATED_AT_ONCE)]
         return np.concatenate(parts)
 
     def mean_loss(self, x: Array, y: Array) -> float:
         """The loss over all examples, without dropout."""
         sums = [
-            self.loss(self.forward(self._cast(x[rows])), y[rows])[0] * len(y[rows])
+            self.loss(self.forward(self._inputs(x[rows])), self._targets(y[rows]))[0] * len(y[rows])
             for rows in _slices(len(x), EVALUATED_AT_ONCE)
         ]
         return sum(sums) / len(x)
@@ -211,6 +220,8 @@ class Network:
     ) -> History:
         """Learn from mini-batches, each epoch in a new order. Called again, it goes on where it stopped.
 
+        Interrupted, it leaves what it has learned so far, of the best epoch where there is something to validate on.
+
         Args:
             x: (examples, ...).
             y: (examples, ...), what the loss compares the outputs with.
@@ -219,7 +230,7 @@ class Network:
 
         Raises:
             InputError: `x` and `y` differ in length, or there is `patience` and nothing to validate on.
-            NotFiniteError: the loss is no number any more: the learning rate is too large.
+            NotFiniteError: the loss or a parameter is no number any more: the learning rate is too large.
         """
         epochs = check_number("epochs", epochs, least=1, whole=True)
         batch_size = check_number("batch_size", batch_size, least=1, whole=True)
@@ -227,21 +238,29 @@ class Network:
             raise InputError(f"there are {len(x)} examples and {len(y)} targets", where="y", todo="Give one for each.")
         if patience is not None and validation is None:
             raise InputError("nothing was given to validate on", where="patience", todo="Give validation=(x, y).")
+        if validation is not None and not 0 < len(validation[0]) == len(validation[1]):
+            lengths = " and ".join(str(len(part)) for part in validation)
+            raise InputError(f"has {lengths} examples and targets", where="validation", todo="Give one for each.")
         history, best, kept = History(), math.inf, {}
-        with Bar("fitting", epochs * len(x), "examples") as bar:
-            for epoch in range(1, epochs + 1):
-                history.loss.append(self._epoch(x, y, optimizer, batch_size, bar))
-                if validation is None:
-                    history.best_epoch = epoch
-                    continue
-                history.validation_loss.append(self.mean_loss(*validation))
-                if history.validation_loss[-1] < best:
-                    best, history.best_epoch = history.validation_loss[-1], epoch
-                    kept = {name: parameter.copy() for name, parameter in self.parameters.items()}
-                elif patience is not None and epoch - history.best_epoch >= patience:
-                    break
-        if kept:
-            self.set_parameters(kept)
+        with Bar("fitting", epochs * len(x), "examples") as bar, np.errstate(over="ignore", invalid="ignore"):
+            try:
+                for epoch in range(1, epochs + 1):
+                    history.loss.append(self._epoch(x, y, optimizer, batch_size, bar))
+                    if validation is None:
+                        history.best_epoch = epoch
+                        continue
+                    history.validation_loss.append(self.mean_loss(*validation))
+                    if history.validation_loss[-1] < best:
+                        best, history.best_epoch = history.validation_loss[-1], epoch
+                        kept = {name: parameter.copy() for name, parameter in self.parameters.items()}
+                    elif patience is not None and epoch - history.best_epoch >= patience:
+                        break
+            finally:
+                if kept:
+                    self.set_parameters(kept)
+        if not all(np.isfinite(parameter).all() for parameter in self.parameters.values()):
+            where = f"epoch {self.epochs}"
+            raise NotFiniteError("a parameter is no number any more", where=where, todo="Lower the learning rate.")
         return history
 
     def set_parameters(self, values: Mapping[str, Array]) -> None:
@@ -265,7 +284,7 @@ class Network:
         parameters, total = self.parameters, 0.0
         for batch, rows in enumerate(_slices(len(x), batch_size)):
             chosen = order[rows]
-            loss = self.loss_and_gradients(self._cast(x[chosen]), y[chosen], random)
+            loss = self.loss_and_gradients(self._inputs(x[chosen]), self._targets(y[chosen]), random)
             if not math.isfinite(loss):
                 where = f"epoch {self.epochs + 1}, batch {batch + 1}"
                 raise NotFiniteError("the loss is no number any more", where=where, todo="Lower the learning rate.")
@@ -275,8 +294,12 @@ class Network:
         self.epochs += 1
         return total / len(x)
 
-    def _cast(self, x: Array) -> Array:
-        return x.astype(self.dtype, copy=False) if x.dtype.kind == "f" else x
+    def _inputs(self, x: Array) -> Array:
+        ids = bool(self.layers) and isinstance(self.layers[0], Embedding)
+        return x if ids else x.astype(self.dtype, copy=False)
+
+    def _targets(self, y: Array) -> Array:
+        return y.astype(self.dtype, copy=False) if y.dtype.kind == "f" else y
 
 
 def gradient_check(network: Network, x: Array, y: Array, *, step: float = 1e-5, seed: int | None = None) -> float:
@@ -379,12 +402,8 @@ class Classifier(Estimator):
             InputError: an argument is not that; the message names it.
         """
         examples, labels = self._examples(x, y)
-        self.classes_ = np.unique(labels)
-        if len(self.classes_) < 2:
-            raise InputError("holds a single class", where="y", todo="Give examples of two classes or more.")
-        targets = np.searchsorted(self.classes_, labels)
-        self._build(examples.shape[1])
-        validation = None
+        classes = _classes("y", labels)
+        targets, validation = _places(labels, classes), None
         if self.patience is not None:
             kept = max(1, round(self.validation * len(examples)))
             order = self.random("validation").permutation(len(examples))
@@ -392,6 +411,8 @@ class Classifier(Estimator):
                 raise InputError("leaves nothing to train on", where="validation", todo="Give more examples.")
             validation = examples[order[:kept]], targets[order[:kept]]
             examples, targets = examples[order[kept:]], targets[order[kept:]]
+        self.classes_ = classes
+        self._build(examples.shape[1])
         self.history_ = self._fit(examples, targets, self.epochs, validation)
         return self
 
@@ -401,19 +422,33 @@ class Classifier(Estimator):
         Args:
             x: (examples, features).
             y: (examples,).
-            classes: in the first call, all labels there will be; without it those of `y`.
+            classes: all labels there will be, needed in the first call only; without it those of `y`.
 
         Raises:
-            InputError: an argument is not that, or a label is none of the classes; the message names it.
+            InputError: an argument is not that, there is a single class, a label is none of the classes, or those are
+                others than in the first call; the message names it.
         """
         examples, labels = self._examples(x, y)
-        if not self.fitted:
-            known = labels if classes is None else check_array("classes", classes, ("classes",), "whole")
-            self.classes_ = np.unique(known)
+        if classes is None:
+            known = self.classes_ if self.fitted else _classes("y", labels)
+        else:
+            known = _classes("classes", check_array("classes", classes, ("classes",), "whole"))
+            if self.fitted and not np.array_equal(known, self.classes_):
+                raise InputError("are others than in the first call", where="classes", todo="Leave them out.")
+        targets = _places(labels, known)
+        if self.fitted:
+            examples = self._features(examples)
+        else:
+            self.classes_ = known
             self._build(examples.shape[1])
-        targets = self._targets(labels)
-        self.history_ = self._fit(self._features(examples), targets, 1, None)
+        self.history_ = self._fit(examples, targets, 1, None)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type, tags.classifier_tags = "classifier", sys.modules["sklearn.utils"].ClassifierTags()
+        tags.target_tags.required = True
+        return tags
 
     def decision_function(self, x: npt.ArrayLike) -> Array:
         """The logits (examples, classes) of `x` (examples, features)."""
@@ -440,25 +475,16 @@ class Classifier(Estimator):
     def score(self, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
         """The share of `x` (examples, features) whose predicted label is that of `y` (examples,)."""
         self.check_fitted()
-        _, labels = self._examples(x, y)
-        return float((self.classes_[self._targets(labels)] == self.predict(x)).mean())
+        examples, labels = self._examples(x, y)
+        targets = _places(labels, self.classes_)
+        return float((targets == self.decision_function(examples).argmax(axis=1)).mean())
 
     def _examples(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:
-        examples = check_array("x", x, ("examples", "features"))
+        examples = check_array("x", x, ("examples", "features"), "moderate")
         return examples, check_array("y", y, (len(examples),), "whole")
 
     def _features(self, x: npt.ArrayLike) -> Array:
-        return check_array("x", x, ("examples", self.network_.layers[0].parameters["weight"].shape[0]))
-
-    def _targets(self, labels: Array) -> Array:
-        known = np.isin(labels, self.classes_)
-        if not known.all():
-            place = int(np.flatnonzero(~known)[0])
-            choices = ", ".join(str(label) for label in self.classes_[:20])
-            raise InputError(
-                f"is {labels[place]}, none of the classes", where=f"y[{place}]", todo=f"Those are {choices}."
-            )
-        return np.searchsorted(self.classes_, labels)
+        return check_array("x", x, ("examples", self.network_.layers[0].parameters["weight"].shape[0]), "moderate")
 
     def _build(self, inputs: int) -> None:
         layers: list[Layer] = []
@@ -492,12 +518,56 @@ class Classifier(Estimator):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         values = dict(state)
-        self.classes_ = check_array("classes_", values.pop("classes_"), ("classes",), "whole")
+        classes = check_array("classes_", values.pop("classes_"), ("classes",), "whole")
+        if not np.all(np.diff(classes) > 0):
+            raise InputError("are not in ascending order", where="classes_")
         epochs = check_number("epochs", values.pop("epochs"), least=0, whole=True)
         first = check_array("0.weight", values.get("0.weight", ()), ("inputs", "outputs"))
+        check_size(values, (first.shape[0], *self.hidden, len(classes)))
+        self.classes_ = classes
         self._build(first.shape[0])
-        self.network_.set_parameters({name: check_array(name, value, value.shape) for name, value in values.items()})
+        self.network_.set_parameters(
+            {name: check_array(name, value, np.shape(value)) for name, value in values.items()}
+        )
         self.network_.epochs = epochs
+
+
+def check_size(values: Mapping[str, npt.ArrayLike], widths: Sequence[int], more: int = 0) -> None:
+    """Before dense layers between `widths` are made: settings of a file may ask for more than there is memory.
+
+    Raises:
+        InputError: `values` hold another count of numbers than such layers and `more`.
+    """
+    needed = more + sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
+    held = sum(np.size(value) for value in values.values())
+    if held != needed:
+        raise InputError(f"the arrays hold {held} numbers, and the settings ask for {needed}")
+
+
+def _classes(name: str, labels: Array) -> Array:
+    """The different ones of `labels`, in ascending order.
+
+    Raises:
+        InputError: all are alike.
+    """
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise InputError("holds a single class", where=name, todo="Give two or more.")
+    return classes
+
+
+def _places(labels: Array, classes: Array) -> Array:
+    """Where each label stands among the `classes`.
+
+    Raises:
+        InputError: one is none of them.
+    """
+    known = np.isin(labels, classes)
+    if not known.all():
+        place = int(np.flatnonzero(~known)[0])
+        choices = ", ".join(str(label) for label in classes[:20])
+        raise InputError(f"is {labels[place]}, none of the classes", where=f"y[{place}]", todo=f"Those are {choices}.")
+    return np.searchsorted(classes, labels)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -21,15 +21,16 @@ from typing import Any, Self
 import numpy as np
 
 from rhapsode.base.errors import InputError, shown
-from rhapsode.foundations.estimator import Array, Estimator, check_array, check_number
+from rhapsode.foundations.estimator import Array, Estimator, check_array, check_number, check_words
 from rhapsode.foundations.layers import Dense, Dropout, Embedding, Flatten, Layer, Tanh, softmax
-from rhapsode.foundations.network import Adam, History, Network
+from rhapsode.foundations.network import Adam, History, Network, check_size
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[.,;:!?]")
 UNKNOWN = "<unknown>"
 """The word that stands for all words outside the vocabulary, and before the beginning of a text: id 0."""
 
 ROUNDS_OF_SHARES = 200  # of expectation-maximisation
+MOST_COUNTED = 2_000_000  # words of a vocabulary, three of which fit into one whole number of 64 bits
 
 
 def words_of(text: str) -> list[str]:
@@ -97,15 +98,17 @@ class NextWord(Estimator):
         """Learn from a text, from scratch.
 
         Raises:
-            InputError: it is no text of two words or more.
+            InputError: it is no text of two words or more, or `validation` leaves nothing to train on.
         """
-        words = _words("x", x)
+        words, validation = _words("x", x), None
+        kept = 0 if self.patience is None else max(1, round(self.validation * len(words)))
+        if kept == len(words):
+            raise InputError("leaves nothing to train on", where="validation", todo="Give a longer text.")
         self._build(_vocabulary(words, self.vocabulary_size))
-        ids, validation = self.ids(words), None
-        if self.patience is not None:
-            trained = len(ids) - max(1, round(self.validation * len(ids)))
-            validation = self._examples(ids, start=trained)
-            ids = ids[:trained]
+        ids = self.ids(words)
+        if kept:
+            validation = self._examples(ids, start=len(ids) - kept)
+            ids = ids[:-kept]
         self.history_ = self._fit(ids, self.epochs, validation)
         return self
 
@@ -122,23 +125,32 @@ class NextWord(Estimator):
         return self
 
     def ids(self, words: Sequence[str]) -> Array:
-        """The ids of words, (words,); 0 where one is outside the vocabulary."""
+        """The ids of words, (words,); 0 where one is outside the vocabulary.
+
+        Raises:
+            InputError: they are no list of strings.
+        """
         self.check_fitted()
-        return np.array([self._id_of.get(word, 0) for word in words], dtype=np.int64)
+        return np.array([self._id_of.get(word, 0) for word in check_words("words", words)], dtype=np.int64)
 
     def predict_proba(self, x: str) -> Array:
         """The probability of each word after the text `x`: (vocabulary,), in the order of `words_`.
 
         Only the last `window` words count.
+
+        Raises:
+            InputError: it is no text.
         """
         self.check_fitted()
-        window = np.zeros(self.window, dtype=np.int64)
-        last = self.ids(words_of(x)[-self.window :])
-        window[self.window - len(last) :] = last
-        return softmax(self.network_.forward(window[None]))[0]  # type: ignore[no-any-return]
+        return self._chances(words_of(_text("x", x)))
 
     def predict(self, x: str, count: int = 5) -> list[tuple[str, float]]:
-        """The `count` most probable words after the text `x`, with their probabilities; `UNKNOWN` is not among them."""
+        """The `count` most probable words after the text `x`, with their probabilities; `UNKNOWN` is not among them.
+
+        Raises:
+            InputError: it is no text, or `count` no whole number from 1 on.
+        """
+        check_number("count", count, least=1, whole=True)
         likely = self.predict_proba(x)
         order = [int(word) for word in np.argsort(-likely, kind="stable") if word]
         return [(self.words_[word], float(likely[word])) for word in order[:count]]
@@ -156,39 +168,59 @@ class NextWord(Estimator):
         """exp(-score): among how many equally likely words it is as hard to tell the next."""
         return math.exp(-self.score(x))
 
-    def write(self, x: str, count: int, *, temperature: float = 1.0, seed: int = 0) -> str:
-        """`count` more words after `x`, each drawn by its probability to the power of 1 / temperature."""
+    def write(self, x: str, count: int, *, temperature: float = 1.0, seed: int | None = None) -> str:
+        """`count` more words after `x`, each drawn by its probability to the power of 1 / temperature.
+
+        Args:
+            seed: of this text, if not the estimator's.
+
+        Raises:
+            InputError: an argument is not that; the message names it.
+        """
+        self.check_fitted()
+        check_number("count", count, least=1, whole=True)
         temperature = check_number("temperature", temperature, above=0)
-        words = words_of(x)
-        for place in range(count):
-            chances = np.log(np.maximum(self.predict_proba(" ".join(words[-self.window :])).astype(np.float64), 1e-300))
-            chances[0] = -np.inf  # nobody can read UNKNOWN
-            random = self.random("writing", seed, place)
-            words.append(self.words_[int(random.choice(len(chances), p=softmax(chances / temperature)))])
+        words, random = words_of(_text("x", x)), self.random("writing", seed=seed)
+        for _ in range(count):
+            logarithms = np.log(np.maximum(self._chances(words).astype(np.float64), 1e-300))
+            logarithms[0] = -np.inf  # nobody can read UNKNOWN
+            words.append(self.words_[int(random.choice(len(logarithms), p=softmax(logarithms / temperature)))])
         return re.sub(r" ([.,;:!?])", r"\1", " ".join(words))
 
     def transform(self, x: Sequence[str]) -> Array:
         """The vectors of words of the vocabulary: (words, dimension).
 
         Raises:
-            InputError: a word is not in it.
+            InputError: they are no list of words, or one is not in it.
         """
         self.check_fitted()
-        for place, word in enumerate(x):
-            if word not in self._id_of:
-                raise InputError(f"the word {shown(word)} is not in the vocabulary", where=f"x[{place}]")
-        return self.network_.layers[0].parameters["weight"][self.ids(x)]
+        ids = [self._id(word, f"x[{place}]") for place, word in enumerate(check_words("x", x))]
+        return self.network_.layers[0].parameters["weight"][np.array(ids, dtype=np.int64)]
 
     def nearest(self, word: str, count: int = 5) -> list[tuple[str, float]]:
         """The words whose vectors have the largest cosine with that of `word`, and the cosines.
 
         Raises:
-            InputError: the word is not in the vocabulary.
+            InputError: the word is not in the vocabulary, or `count` no whole number from 1 on.
         """
-        vector, vectors = self.transform([word])[0], self.network_.layers[0].parameters["weight"]
-        cosines = vectors @ vector / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector) + 1e-12)
-        cosines[[0, self._id_of[word]]] = -np.inf
-        return [(self.words_[place], float(cosines[place])) for place in np.argsort(-cosines, kind="stable")[:count]]
+        self.check_fitted()
+        check_number("count", count, least=1, whole=True)
+        own, vectors = self._id(word, "word"), self.network_.layers[0].parameters["weight"]
+        cosines = vectors @ vectors[own] / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[own]) + 1e-12)
+        order = [int(place) for place in np.argsort(-cosines, kind="stable") if place not in (0, own)]
+        return [(self.words_[place], float(cosines[place])) for place in order[:count]]
+
+    def _id(self, word: str, where: str) -> int:
+        number = self._id_of.get(word) if isinstance(word, str) else None
+        if number is None:
+            raise InputError(f"the word {shown(word)} is not in the vocabulary", where=where)
+        return number
+
+    def _chances(self, words: Sequence[str]) -> Array:
+        """The probability of each word of the vocabulary after these: (vocabulary,)."""
+        last = self.ids(words[-self.window :])
+        window = np.concatenate([np.zeros(self.window - len(last), dtype=np.int64), last])
+        return softmax(self.network_.forward(window[None]))[0]  # type: ignore[no-any-return]
 
     def _examples(self, ids: Array, start: int = 0) -> tuple[Array, Array]:
         """The windows (words, window) before each word from `start` on, and those words (words,)."""
@@ -231,8 +263,11 @@ class NextWord(Estimator):
             or len(set(words)) < len(words)
         ):
             raise InputError("are no words", where="words_")
+        widths = self.window * self.dimension, self.hidden, len(words)
+        check_size(values, widths, more=len(words) * self.dimension)
         self._build(words)
-        self.network_.set_parameters({name: check_array(name, value, value.shape) for name, value in values.items()})
+        arrays = {name: check_array(name, value, np.shape(value)) for name, value in values.items()}
+        self.network_.set_parameters(arrays)
         self.network_.epochs = check_number("epochs", epochs, least=0, whole=True)
 
 
@@ -249,7 +284,7 @@ class CountedWords:
     """
 
     def __init__(self, ids: Array, held_out: Array, vocabulary: int) -> None:
-        self.vocabulary = check_number("vocabulary", vocabulary, least=1, whole=True)
+        self.vocabulary = check_number("vocabulary", vocabulary, least=1, most=MOST_COUNTED, whole=True)
         ids = self._checked("ids", ids)
         self._counts = [np.unique(self._runs(ids, length), return_counts=True) for length in (1, 2, 3)]
         self._contexts = [np.unique(self._runs(ids[:-1], length), return_counts=True) for length in (1, 2)]
@@ -298,10 +333,14 @@ def _vocabulary(words: Sequence[str], size: int) -> list[str]:
     return [UNKNOWN, *(word for word, _ in frequent[: size - 1])]
 
 
-def _words(name: str, text: str) -> list[str]:
+def _text(name: str, text: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"is {type(text).__name__} and no text", where=name, todo="Give a string.")
-    words = words_of(text)
+    return text
+
+
+def _words(name: str, text: str) -> list[str]:
+    words = words_of(_text(name, text))
     if len(words) < 2:
         raise InputError("holds fewer than two words", where=name, todo="Give a longer text.")
     return words

@@ -32,13 +32,14 @@ from rhapsode.base.correlation import spearman
 from rhapsode.base.errors import InputError, shown
 from rhapsode.base.files import write_atomically
 from rhapsode.base.progress import note
-from rhapsode.foundations.estimator import Array, Bar, Estimator, check_array, check_number
+from rhapsode.foundations.estimator import Array, Bar, Estimator, check_array, check_number, check_words
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 LONGEST_SENTENCE = 10_000  # words; a longer one is taken as several
 WORDS_AT_ONCE = 10_000  # words that one thread trains with one learning rate
 SPELLINGS_COMPARED = 20_000
 QUESTIONS_AT_ONCE = 256
+EACH_WORD = "Each word must be a string."
 
 Text = tuple[Array, Array]
 """Sentences as numbers of words: (words,) int32 one after another, (sentences + 1,) int64 where each begins."""
@@ -151,10 +152,11 @@ class SkipGram(Estimator):
         """The vectors of words: (words, dimension) float32, of whatever length they are.
 
         Raises:
-            InputError: one is not in the vocabulary; the message names words that are spelt alike.
+            InputError: they are no list of words, or one is not in the vocabulary; the message names words that are
+                spelt alike.
         """
         self.check_fitted()
-        rows = [self._row_of(word, f"x[{place}]") for place, word in enumerate(x)]
+        rows = [self._row_of(word, f"x[{place}]") for place, word in enumerate(check_words("x", x))]
         found: Array = self.vectors_[np.array(rows, dtype=np.int64)]
         return found
 
@@ -162,9 +164,10 @@ class SkipGram(Estimator):
         """The words whose vectors have the largest cosine with that of `word`, and the cosines.
 
         Raises:
-            InputError: as `transform`.
+            InputError: the word is not in the vocabulary, or `count` no whole number from 1 on.
         """
         self.check_fitted()
+        check_number("count", count, least=1, whole=True)
         row = self._row_of(word, "word")
         units = _units(self.vectors_)
         cosines = units @ units[row]
@@ -177,15 +180,16 @@ class SkipGram(Estimator):
         aside (Mikolov, Yih and Zweig 2013).
 
         Raises:
-            InputError: as `transform`, or there are fewer than four words.
+            InputError: they are no such questions, a word is not in the vocabulary, or it has fewer than four.
         """
         self.check_fitted()
         if len(self.words_) < 4:
             raise InputError("has fewer than four words", where="the vocabulary")
         units = _units(self.vectors_)
         answers: list[str] = []
-        for start in range(0, len(x), QUESTIONS_AT_ONCE):
-            asked = x[start : start + QUESTIONS_AT_ONCE]
+        questions = _tuples(x, 3)
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            asked = questions[start : start + QUESTIONS_AT_ONCE]
             rows = np.array([[self._row_of(word, f"x[{start + n}]") for word in asked[n]] for n in range(len(asked))])
             a, b, c = rows.T
             cosines = (units[b] - units[a] + units[c]) @ units.T  # (questions, vocabulary)
@@ -201,13 +205,15 @@ class SkipGram(Estimator):
             y: how similar people find each pair.
 
         Raises:
-            InputError: `x` and `y` differ in length, or fewer than two pairs count, or all are alike.
+            InputError: `x` holds no pairs of words, `x` and `y` differ in length, or fewer than two pairs count, or all
+                are alike.
         """
         self.check_fitted()
-        scores = check_array("y", list(y), (len(x),))
-        known = [n for n, pair in enumerate(x) if all(word in self._row for word in pair)]
+        pairs = _tuples(x, 2)
+        scores = check_array("y", y, (len(pairs),))
+        known = [n for n, pair in enumerate(pairs) if all(word in self._row for word in pair)]
         units = _units(self.vectors_)
-        first, second = (np.array([self._row[x[n][side]] for n in known], dtype=np.int64) for side in (0, 1))
+        first, second = (np.array([self._row[pairs[n][side]] for n in known], dtype=np.int64) for side in (0, 1))
         cosines = (units[first] * units[second]).sum(axis=1).astype(np.float64)
         agreement = spearman(cosines, scores[known])
         if agreement is None:
@@ -216,17 +222,25 @@ class SkipGram(Estimator):
 
     def __contains__(self, word: str) -> bool:
         """Whether a word has a vector."""
-        return self.fitted and word in self._row
+        return self.fitted and isinstance(word, str) and word in self._row
 
-    def write_text(self, path: Path) -> None:
-        """Write the word vectors as word2vec's text form, which `rhapsode similar WORD --model FILE` opens."""
+    def write_text(self, path: str | Path) -> None:
+        """Write the word vectors as word2vec's text form, which `rhapsode similar WORD --model FILE` opens.
+
+        Raises:
+            InputError: a word holds a space, which ends a word in such a file.
+        """
         self.check_fitted()
+        for place, word in enumerate(self.words_):
+            if word.split() != [word]:
+                todo = "Write such words with an underscore before you fit."
+                raise InputError(f"the word {shown(word)} holds a space", where=f"words_[{place}]", todo=todo)
         lines = [f"{len(self.words_)} {self.dimension}"]
         lines += [
             f"{word} {' '.join(format(number, '.6g') for number in vector)}"
             for word, vector in zip(self.words_, self.vectors_, strict=True)
         ]
-        write_atomically(path, "\n".join(lines) + "\n")
+        write_atomically(Path(path), "\n".join(lines) + "\n")
 
     def _build(self, x: Iterable[Sequence[str]]) -> Text:
         """Choose the vocabulary, and make vectors that have learned nothing."""
@@ -287,7 +301,7 @@ class SkipGram(Estimator):
         self.losses_.append(-total / pairs)
 
     def _row_of(self, word: str, where: str) -> int:
-        row = self._row.get(word)
+        row = self._row.get(word) if isinstance(word, str) else None
         if row is None:
             near = difflib.get_close_matches(str(word), self.words_[:SPELLINGS_COMPARED], n=3)
             todo = f"Spelt alike: {', '.join(map(repr, near))}." if near else "No word of it is spelt alike."
@@ -303,6 +317,8 @@ class SkipGram(Estimator):
             raise InputError("a word stands there twice", where="words_")
         self._name(words)
         self.counts_ = check_array("counts_", self.counts_, (len(words),), "whole")
+        if not self.counts_.all():
+            raise InputError("holds a zero", where="counts_")
         for name in ("vectors_", "outputs_"):
             value = check_array(name, getattr(self, name), (len(words), self.dimension))
             setattr(self, name, np.ascontiguousarray(value, dtype=np.float32))
@@ -313,12 +329,24 @@ class SkipGram(Estimator):
 def _checked(x: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
     """The sentences, each a list of words and no text: the letters of a text would pass for words."""
     todo = "Give sentences, each a list of words: sentences_of(text) makes them."
-    if isinstance(x, str):
-        raise InputError("is a text and no list of sentences", where="x", todo=todo)
+    if isinstance(x, str) or not isinstance(x, Iterable):
+        what = "a text" if isinstance(x, str) else shown(x)
+        raise InputError(f"is {what} and no list of sentences", where="x", todo=todo)
     for place, sentence in enumerate(x):
         if isinstance(sentence, str) or not isinstance(sentence, Sequence):
             raise InputError(f"is {shown(sentence)} and no list of words", where=f"x[{place}]", todo=todo)
         yield sentence
+
+
+def _tuples(x: Any, count: int) -> list[list[str]]:
+    """Pairs or triples of words, each as a list of `count`."""
+    if isinstance(x, str) or not isinstance(x, Iterable):
+        raise InputError(f"is {shown(x)}", where="x", todo=f"Give a list of tuples of {count} words each.")
+    tuples = [check_words(f"x[{place}]", words) for place, words in enumerate(x)]
+    for place, words in enumerate(tuples):
+        if len(words) != count:
+            raise InputError(f"holds {len(words)} words", where=f"x[{place}]", todo=f"Give {count}.")
+    return tuples
 
 
 def _numbered(sentences: Iterable[Sequence[str]], row: dict[str, int], *, grow: bool = False) -> Text:
@@ -327,14 +355,17 @@ def _numbered(sentences: Iterable[Sequence[str]], row: dict[str, int], *, grow: 
     for sentence in sentences:
         for start in range(0, len(sentence), LONGEST_SENTENCE):
             part = sentence[start : start + LONGEST_SENTENCE]
-            if grow:
-                words.extend([row.setdefault(word, len(row)) for word in part])
-            else:
-                words.extend([row[word] for word in part if word in row])
+            try:
+                if grow:
+                    words.extend([row.setdefault(word, len(row)) for word in part])
+                else:
+                    words.extend([row[word] for word in part if word in row])
+            except TypeError:  # lists and the like are in no dict
+                raise InputError(f"holds {shown(part)}, which are no words", where="x", todo=EACH_WORD) from None
             begins.append(len(words))
     for word in row if grow else ():
         if not isinstance(word, str):
-            raise InputError(f"holds {shown(word)}, which is no word", where="x", todo="Each word must be a string.")
+            raise InputError(f"holds {shown(word)}, which is no word", where="x", todo=EACH_WORD)
     return np.array(words, dtype=np.int32), np.array(begins, dtype=np.int64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -49,6 +50,45 @@ def test_where_the_page_and_its_pictures_go(rhapsode: Rhapsode, tmp_path: Path) 
     again = rhapsode("foundations", "words", "--quick", "--out", "my page.html")
     assert again.code == 2
     assert again.error == "my page.html: already exists. Choose another name, or pass --force to replace it."
+
+
+def test_what_stands_in_the_way_is_known_before_the_work(
+    rhapsode: Rhapsode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def demonstrate(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("rhapsode.foundations.demonstrations.words.demonstrate", demonstrate)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "words-map.svg").write_text("mine")
+    (tmp_path / "link.html").symlink_to("nowhere.html")
+    for words, message in (
+        (["--out", "folder", "--force"], "folder: is no file. Choose another name for the page."),
+        (["--out", os.devnull, "--force"], f"{os.devnull}: is no file. Choose another name for the page."),
+        (["--out", "link.html"], "link.html: already exists. Choose another name, or pass --force to replace it."),
+        (["--pictures", "pictures"], "pictures/words-map.svg: already exists. Choose another folder, or pass --force"),
+    ):
+        done = rhapsode("foundations", "words", "--quick", *words)
+        assert (done.code, done.error[: len(message)]) == (2, message)
+    assert (tmp_path / "pictures" / "words-map.svg").read_text() == "mine"
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr("tempfile.NamedTemporaryFile", refuse)
+        for words, folder in ((["--out", "folder/page.html"], "folder"), (["--pictures", "folder"], "foundations")):
+            done = rhapsode("foundations", "words", "--quick", *words)
+            assert (done.code, done.error) == (
+                2,
+                f"{folder}: cannot be written to (permission denied). Choose another.",
+            )
+    Path("foundations").rmdir()
+    Path("foundations").write_text("mine")
+    done = rhapsode("foundations", "words", "--quick")
+    assert (done.code, done.error) == (2, "foundations: is no folder. Pass --out with another place for the page.")
+    assert Path("foundations").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

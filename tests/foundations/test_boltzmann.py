@@ -168,6 +168,16 @@ def test_damaged_shapes_are_refused(tmp_path: Path) -> None:
         BoltzmannMachine.load(tmp_path / "machine")
 
 
+def test_arrays_of_another_type_are_made_right(tmp_path: Path) -> None:
+    x = examples(10, 4)
+    ours = BoltzmannMachine(hidden=1, epochs=1, chains=3).fit(x)
+    ours.weights_, ours.biases_ = np.zeros((5, 5), np.int8), [0, 0, 0, 0, 0]  # type: ignore[assignment]
+    ours.dreams_ = ours.dreams_.astype(np.float32)
+    ours.save(tmp_path / "machine")
+    again = BoltzmannMachine.load(tmp_path / "machine").partial_fit(x)
+    assert (again.weights_.dtype, again.biases_.dtype, again.dreams_.dtype) == (np.float64, np.float64, np.uint8)
+
+
 def test_the_same_seed_gives_the_same_machine() -> None:
     fits = [BoltzmannMachine(hidden=1, epochs=5, seed=seed).fit(EVEN).weights_ for seed in (1, 1, 2)]
     assert np.array_equal(fits[0], fits[1])
@@ -195,6 +205,14 @@ def test_the_same_seed_gives_the_same_machine() -> None:
         (lambda: machine(2).gibbs([1.0], start=[[0.5, 1]]), r"start\[0, 0\]: is 0.5. It must be 0 or 1."),
         (lambda: machine(2).gibbs([1.0], clamped=[0, 1, 1]), r"clamped: has the shape \(3,\), not \(2,\)"),
         (lambda: machine(2).energy([[0, 1, 1]]), r"states: has the shape \(1, 3\)"),
+        (lambda: machine(2).gibbs([1.0], seed="a"), "seed: 'a' is not a whole number"),  # type: ignore[arg-type]
+        (lambda: machine(2).sample(1, sweeps=1, seed=0.5), "seed: 0.5 is not a whole number"),  # type: ignore[arg-type]
+        (lambda: BoltzmannMachine(annealing=3.0), "annealing: is 3.0 and no list"),  # type: ignore[arg-type]
+        (lambda: BoltzmannMachine.with_weights([[0]], [1e300]), r"biases\[0\]: is 1e\+300"),
+        (lambda: BoltzmannMachine().begin(-3), "visible: is -3. It must be at least 1"),
+        (lambda: BoltzmannMachine().begin("x"), "visible: 'x' is not a whole number"),  # type: ignore[arg-type]
+        (lambda: BoltzmannMachine().units, "has learned nothing yet"),
+        (lambda: BoltzmannMachine().visible, "has learned nothing yet"),
     ],
 )
 def test_bad_input_is_one_clear_error(call: Any, message: str) -> None:

@@ -68,6 +68,10 @@ def test_a_network_learns_them_in_fonts_it_has_not_seen() -> None:
         ({"count": 5, "size": 3}, "size: is 3. It must be at least 4."),
         ({"count": 5, "noise": -1}, "noise: is -1. It must be at least 0."),
         ({"count": 5, "fonts": ["Comic Sans"]}, "fonts: are Comic Sans. Choose some of FONTS and UNSEEN."),
+        ({"count": 5, "fonts": [3, []]}, "fonts: are 3, []. Choose some of FONTS and UNSEEN."),
+        ({"count": 5, "fonts": "cmr10"}, "fonts: is 'cmr10' and no list. Give a list of FONTS and UNSEEN."),
+        ({"count": 5, "seed": 1.5}, "seed: 1.5 is not a whole number."),
+        ({"count": 5, "noise": 1e18}, "noise: is 1e+18. It must be at most 10."),
         ({"count": 5, "fonts": []}, "fonts: are none. Choose some of FONTS and UNSEEN."),
     ],
 )

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from rhapsode.base.errors import DamagedError, InputError, MismatchError
 from rhapsode.foundations.estimator import Array, Bar, Estimator, check_array, check_choice, check_number
+from rhapsode.foundations.network import Classifier
+from rhapsode.foundations.rbm import RestrictedBoltzmannMachine
 
 
 class Mean(Estimator):
@@ -48,6 +51,65 @@ def test_what_is_saved_is_loaded(fitted: Mean, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already exists"):
         fitted.save(tmp_path / "mean")
     fitted.save(tmp_path / "mean", replace=True)
+
+
+def test_only_a_saved_estimator_is_replaced(fitted: Mean, tmp_path: Path) -> None:
+    thesis, file, link = tmp_path / "thesis", tmp_path / "file", tmp_path / "link"
+    fitted.save(thesis)
+    (thesis / "chapter.txt").write_text("years of work")
+    file.write_text("notes")
+    link.symlink_to(tmp_path / "nowhere")
+    for place in (thesis, file, link):
+        with pytest.raises(InputError, match="already exists"):
+            fitted.save(place)
+        with pytest.raises(InputError, match="holds other things than a saved estimator"):
+            fitted.save(place, replace=True)
+    assert (thesis / "chapter.txt").read_text() == "years of work"
+    assert file.read_text() == "notes"
+    assert link.is_symlink()
+    with pytest.raises(InputError, match=r"below: cannot be written \("):
+        fitted.save(file / "below")
+
+
+def test_what_went_astray_is_not_saved(fitted: Mean, tmp_path: Path) -> None:
+    fitted.mean_[1] = np.nan
+    with pytest.raises(InputError, match="mean_: holds a value that is not finite"):
+        fitted.save(tmp_path / "mean")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_settings_that_change_make_it_forget(fitted: Mean) -> None:
+    assert fitted.get_params() == fitted.settings()
+    for wrong, message in (({"shrink": 3}, "shrink: is 3"), ({"shrunk": 0}, "Mean has no setting 'shrunk'. Did you")):
+        with pytest.raises(InputError, match=message):
+            fitted.set_params(**wrong)
+        assert fitted.fitted
+    assert fitted.set_params(shrink=0.25) is fitted
+    assert fitted.settings() == {"shrink": 0.25, "widths": (3,), "seed": 4}
+    assert not fitted.fitted
+
+
+def test_scikit_learn_takes_them() -> None:
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler
+
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    y = x[:, 0] > 0
+    twin = base.clone(Mean(widths=(5,)).fit(x))
+    assert not twin.fitted
+    assert twin.widths == (5,)
+    machine, reader = RestrictedBoltzmannMachine(hidden=2, epochs=1), Classifier(hidden=(), epochs=1)
+    assert base.is_classifier(reader)
+    assert not base.is_classifier(machine)
+    line = make_pipeline(MinMaxScaler(clip=True), machine, reader)
+    found = GridSearchCV(line, {"classifier__learning_rate": [1e-6, 0.3]}, cv=2).fit(x, y)
+    assert found.predict_proba(x).shape == (40, 2)
+    assert found.best_estimator_.named_steps["classifier"].settings() == {
+        **reader.settings(),
+        "learning_rate": found.best_params_["classifier__learning_rate"],
+    }
 
 
 def test_settings_make_an_untrained_twin(fitted: Mean) -> None:
@@ -84,6 +146,12 @@ def cut_short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def of_a_type_of_its_own(folder: Path) -> None:
+    """Numbers of eight bits, which safetensors knows and NumPy does not."""
+    header = json.dumps({"mean_": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (folder / "parameters.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+
+
 @pytest.mark.parametrize(
     ("damage", "kind", "message"),
     [
@@ -96,10 +164,12 @@ def cut_short(folder: Path) -> None:
         (change_json(**{"class": "Median"}), MismatchError, "is of the class 'Median', not Mean"),
         (change_json(settings={"shrink": 0.5}), DamagedError, "its settings are not those of Mean"),
         (change_json(settings={"shrink": 3, "widths": [1], "seed": 0}), DamagedError, "shrink: is 3"),
+        (change_json(settings={"shrink": 10**400, "widths": [1], "seed": 0}), DamagedError, "shrink: is too large"),
         (change_json(settings={"shrink": 0, "widths": 1, "seed": 0}), DamagedError, "does not fit together"),
         (change_json(learned={}), DamagedError, "does not fit together"),
         (change_json(learned={"examples_": 2, "save": 1}), DamagedError, "does not fit together"),
         (change_json(shapes={"mean_": [3]}), DamagedError, "has other arrays than estimator.json says"),
+        (of_a_type_of_its_own, DamagedError, "is no safetensors file"),
         (change_arrays(more=np.ones(2)), DamagedError, "has other arrays than estimator.json says"),
         (change_arrays(mean_=np.array([1.0, np.nan])), DamagedError, "holds a value that is not finite"),
     ],
@@ -136,6 +206,11 @@ def test_arrays_of_the_right_shape_pass(shape: list[int], kind: str) -> None:
         (1.0, ("examples",), "finite", "x: has the shape (), not (examples,). Give it that shape."),
         ([[1.0, np.nan]], ("examples", 2), "unit", "x[0, 1]: is not a number. It must be a number from 0 to 1."),
         ([[1.0, np.inf]], ("examples", 2), "finite", "x[0, 1]: is inf. It must be a finite number."),
+        ([1.0, -1e16], ("examples",), "moderate", "x[1]: is -1e+16. It must be a number from -1e+15 to 1e+15."),
+        ([1.0, np.nan], ("examples",), "moderate", "x[1]: is not a number. It must be a number from -1e+15 to 1e+15."),
+        ([-(2**63)], ("examples",), "moderate", f"x[0]: is {-(2**63)}. It must be a number from -1e+15 to 1e+15."),
+        (np.ma.masked_less([-1.0], 0), (1,), "finite", "x: has masked values. Fill them, or leave their rows out."),
+        (np.array([2.5], np.float16), ("examples",), "whole", "x[0]: is 2.5. It must be a whole number from 0 on."),
         ([1.0, 1.5], ("examples",), "unit", "x[1]: is 1.5. It must be a number from 0 to 1."),
         ([1, 2], ("examples",), "binary", "x[1]: is 2. It must be 0 or 1."),
         ([1, -1, 0], ("examples",), "signs", "x[2]: is 0. It must be -1 or +1."),
@@ -148,6 +223,21 @@ def test_arrays_that_are_wrong(array: Any, shape: tuple[int | str, ...], values:
     with pytest.raises(InputError) as error:
         check_array("x", array, shape, values)
     assert error.value.message == message
+
+
+def test_what_is_checked_is_a_copy() -> None:
+    for kind in (np.float32, np.float64, np.int64):
+        given = np.ones((2, 2), kind)
+        given.setflags(write=False)
+        found = check_array("x", given, (2, 2), "whole" if kind is np.int64 else "finite")
+        found[0, 0] = 5
+        assert given[0, 0] == 1
+    with pytest.raises(InputError, match="x: is no array of NumPy"):
+        check_array("x", torch.ones(1, requires_grad=True), ("examples",))
+
+
+def test_truths_are_whole_numbers() -> None:
+    assert check_array("y", [True, False], ("examples",), "whole").tolist() == [1, 0]
 
 
 def test_whole_numbers_below_a_bound() -> None:
@@ -163,6 +253,8 @@ def test_whole_numbers_below_a_bound() -> None:
         (True, {}, "rate: True is not a number."),
         ("1", {}, "rate: '1' is not a number."),
         (float("nan"), {}, "rate: nan is not a number."),
+        (float("-inf"), {}, "rate: -inf is not a number."),
+        (1e300, {}, "rate: is too large. It must be between -2^64 and 2^64."),
         (1.5, {"whole": True}, "rate: 1.5 is not a whole number."),
         (0, {"least": 1}, "rate: is 0. It must be at least 1."),
         (2, {"most": 1}, "rate: is 2. It must be at most 1."),
@@ -179,9 +271,13 @@ def test_settings_that_are_wrong(number: Any, bounds: dict[str, Any], message: s
 def test_settings_that_are_right() -> None:
     assert check_number("rate", np.float32(0.5), least=0.5, most=0.5, above=0, below=1) == 0.5
     assert isinstance(check_number("width", np.int64(3), whole=True), int)
+    with pytest.raises(InputError, match="width: is too large"):
+        check_number("width", -(10**5000), whole=True)
     assert check_choice("rule", "hebbian", ("hebbian", "storkey")) == "hebbian"
     with pytest.raises(InputError, match=r"rule: is 'oja'. Choose one of: hebbian, storkey."):
         check_choice("rule", "oja", ("hebbian", "storkey"))
+    with pytest.raises(InputError, match=r"rule: is array\("):
+        check_choice("rule", np.array(["hebbian", "storkey"]), ("hebbian", "storkey"))
 
 
 def test_a_bar_shows_only_what_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,8 +219,13 @@ def test_a_saved_memory_that_is_not_one_is_refused(tmp_path: Path) -> None:
         memory.save(tmp_path / "memory", replace=True)
         with pytest.raises(DamagedError, match="weights_"):
             Hopfield.load(tmp_path / "memory")
-    memory.weights_ = good
+    memory.weights_ = good.astype(np.int8)
     memory.save(tmp_path / "memory", replace=True)
+    assert Hopfield.load(tmp_path / "memory").weights_.dtype == np.float64
+    memory.weights_ = good.tolist()  # type: ignore[assignment]
+    memory.save(tmp_path / "memory", replace=True)
+    again = Hopfield.load(tmp_path / "memory")
+    assert np.array_equal(again.field(again.patterns_), again.patterns_ @ good)
     path = tmp_path / "memory" / "estimator.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"rule": "oja"}}))
     with pytest.raises(DamagedError):
@@ -260,5 +265,16 @@ def test_settings_and_shapes_that_do_not_fit() -> None:
         memory.recall([[1, -1, 1]])
     with pytest.raises(InputError, match="y: has the shape"):
         memory.score([[1, -1, 1]], [[1, -1]])
-    with pytest.raises(InputError, match="learned nothing"):
-        Hopfield().predict([[1, -1, 1]])
+    with pytest.raises(InputError, match=r"\(1, 2\), not \(patterns, 3\)"):
+        memory.partial_fit([[1, -1]])
+    for ask in (Hopfield().predict, Hopfield().energy, Hopfield().step, Hopfield().field, Hopfield().recall):
+        with pytest.raises(InputError, match="learned nothing"):
+            ask([[1, -1, 1]])
+
+
+def test_what_is_stored_already_counts() -> None:
+    memory = Hopfield(rule="pseudo-inverse").fit([[1, -1, 1], [1, 1, 1]])
+    message = "x: holds 3 independent patterns with those that are stored, too many for 3 units"
+    with pytest.raises(InputError, match=message):
+        memory.partial_fit([[1, 1, -1]])
+    assert len(memory.patterns_) == 2

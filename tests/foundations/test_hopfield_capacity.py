@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import special, stats
 
-from rhapsode.foundations.hopfield_capacity import bit_error, error_shares, exact_bit_error, overlaps, retrieval_curve
+from rhapsode.base.errors import InputError
+from rhapsode.foundations.hopfield_capacity import (
+    bit_error,
+    error_shares,
+    exact_bit_error,
+    overlaps,
+    random_patterns,
+    retrieval_curve,
+)
 
 LOADS = (0.05, 0.10, 0.138, 0.185, 0.37)
 UNITS = 1000
@@ -41,6 +50,27 @@ def test_the_exact_law_is_that_of_a_binomial_sum() -> None:
         below = np.flatnonzero(units - 1 + sums < 0)
         expected = stats.binom.cdf(below[-1], terms, 0.5) if len(below) else 0.0
         assert exact_bit_error(units, patterns) == pytest.approx(float(expected), rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: bit_error(0), "load: is 0. It must be more than 0."),
+        (lambda: exact_bit_error(5, 0), "patterns: is 0. It must be at least 1."),
+        (lambda: retrieval_curve(1.5), "points: 1.5 is not a whole number."),  # type: ignore[arg-type]
+        (lambda: random_patterns(-1, 3, seed=0), "patterns: is -1. It must be at least 1."),
+        (lambda: random_patterns(1, 3, seed="a"), "seed: 'a' is not a whole number."),  # type: ignore[arg-type]
+        (lambda: error_shares(units=5, patterns=2, networks=0, seed=0), "networks: is 0. It must be at least 1."),
+        (
+            lambda: overlaps("hebbian", units=5, patterns=2, flipped=2, states=1, seed=0),
+            "flipped: is 2. It must be at most 1.",
+        ),
+    ],
+)
+def test_questions_that_make_no_sense(ask: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        ask()
+    assert error.value.message == message
 
 
 def test_the_formula_is_the_limit_of_the_exact_law() -> None:

@@ -107,6 +107,26 @@ def test_large_scores_do_not_overflow() -> None:
     assert np.isfinite(memory.energy([[90.0, 10.0]])).all()
 
 
+def test_numbers_out_of_all_bounds() -> None:
+    memory = ModernHopfield(beta=1e18).fit(np.full((2, 3), 1e15, np.float32))
+    for ask in (memory.predict, memory.energy, memory.transform, memory.step):
+        with pytest.raises(InputError, match="beta: is too large for numbers of this size"):
+            ask(np.full((1, 3), 1e15, np.float32))
+    for wrong in (memory.fit, memory.predict):
+        with pytest.raises(InputError, match=r"x\[0, 0\]: is 1e\+200"):
+            wrong([[1e200, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_what_is_stored_is_a_copy(kind: type) -> None:
+    x, y = np.eye(3, dtype=kind), np.ones((3, 2), kind)
+    memory = ModernHopfield().fit(x, y)
+    x[:], y[:] = 7, 7
+    assert np.array_equal(memory.patterns_, np.eye(3))
+    assert np.array_equal(memory.values_, np.ones((3, 2)))
+    assert memory.predict(np.eye(3, dtype=kind)).dtype == kind
+
+
 def test_updates_and_partial_fits() -> None:
     noise = np.random.default_rng(3)
     x, y, queries = noise.standard_normal((7, 4)), noise.standard_normal((7, 2)), noise.standard_normal((5, 4))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from rhapsode.base.errors import DamagedError, InputError, NotFiniteError
 from rhapsode.foundations.estimator import Array
@@ -133,11 +136,54 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
 
 def test_a_loss_that_is_no_number_stops_the_fit() -> None:
     network = Network([Dense(2, 1)], loss=squared_error)
-    with (
-        pytest.raises(NotFiniteError, match=r"epoch \d+, batch 1: the loss is no number any more"),
-        np.errstate(all="ignore"),
-    ):
+    with pytest.raises(NotFiniteError, match=r"epoch \d+, batch 1: the loss is no number any more"):
         network.fit(XOR * 1e3, ODD, optimizer=SGD(1e3), epochs=100, batch_size=4)
+
+
+def test_a_step_that_ends_in_no_number_is_told() -> None:
+    """The last step's loss is nobody's to see."""
+    network = Network([Dense(2, 1)], loss=squared_error)
+    with pytest.raises(NotFiniteError, match=r"epoch 1: a parameter is no number any more. Lower the learning rate"):
+        network.fit(XOR * 1e14, ODD, optimizer=SGD(1e19), epochs=1, batch_size=4)
+
+
+def test_an_interrupted_fit_leaves_the_best_epoch() -> None:
+    x, y = two_moons(40)
+    losses: list[float] = []
+
+    class Interrupted(Adam):
+        def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
+            super().step(parameters, gradients)
+            losses.append(network.mean_loss(x, y))
+            if len(losses) == 4:
+                raise KeyboardInterrupt
+
+    network = Network([Dense(2, 8), Tanh(), Dense(8, 2)])
+    with pytest.raises(KeyboardInterrupt):
+        network.fit(x, y, optimizer=Interrupted(0.01), epochs=9, batch_size=40, validation=(x, y))
+    assert network.mean_loss(x, y) == pytest.approx(losses[2])
+    assert losses[3] < losses[2]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_all_that_is_computed_is_of_one_type(kind: type) -> None:
+    seen = []
+
+    class Watching(Tanh):
+        def forward(self, x: Array, random: np.random.Generator | None = None) -> Array:
+            seen.append(x.dtype)
+            return super().forward(x, random)
+
+        def backward(self, gradient: Array) -> Array:
+            seen.append(gradient.dtype)
+            return super().backward(gradient)
+
+    network = Network([Dense(2, 2), Watching(), Dense(2, 1)], loss=squared_error, dtype=kind)
+    for x, y in ((XOR.astype(int), ODD.astype(np.float64)), (XOR > 0, ODD), (XOR.astype(np.float64), ODD)):
+        network.fit(x, y, optimizer=Adam(), epochs=1)
+        network.outputs(x)
+        network.mean_loss(x, y)
+    assert set(seen) == {np.dtype(kind)}
 
 
 def test_a_gradient_that_is_wrong_is_found() -> None:
@@ -163,6 +209,8 @@ def test_a_gradient_that_is_wrong_is_found() -> None:
         ({"epochs": 0}, "epochs: is 0."),
         ({"batch_size": 0}, "batch_size: is 0."),
         ({"patience": 2}, "patience: nothing was given to validate on."),
+        ({"validation": (XOR[:0], ODD[:0])}, "validation: has 0 and 0 examples and targets."),
+        ({"validation": (XOR, ODD[:3])}, "validation: has 4 and 3 examples and targets."),
     ],
 )
 def test_a_fit_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
@@ -171,6 +219,10 @@ def test_a_fit_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         network.fit(x, y, **{"optimizer": Adam(), "epochs": 1, **arguments})
     assert error.value.message.startswith(message)
+    with pytest.raises(InputError, match="seed: 'one' is not a whole number"):
+        Network([], seed="one")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="dtype: is int64"):
+        Network([], dtype=np.int64)
     with pytest.raises(InputError, match="y: there are 10 examples and 9 targets"):
         network.fit(x, y[1:], optimizer=Adam(), epochs=1)
 
@@ -210,6 +262,40 @@ def test_parts_of_the_data_one_after_another() -> None:
     with pytest.raises(InputError) as error:
         model.partial_fit(x[:2], [0, 2])
     assert error.value.message == "y[1]: is 2, none of the classes. Those are 0, 1."
+    with pytest.raises(InputError, match="classes: are others than in the first call"):
+        model.partial_fit(x, y, classes=[0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("y", "classes", "message"),
+    [
+        ([3, 3], None, "y: holds a single class. Give two or more."),
+        ([3, 3], [3], "classes: holds a single class. Give two or more."),
+        ([3, 4], [3, 5], "y[1]: is 4, none of the classes. Those are 3, 5."),
+    ],
+)
+def test_a_first_part_that_is_wrong_leaves_nothing(y: list[int], classes: list[int] | None, message: str) -> None:
+    model = Classifier(hidden=())
+    with pytest.raises(InputError) as error:
+        model.partial_fit([[0.0], [1.0]], y, classes=classes)
+    assert error.value.message == message
+    assert not model.fitted
+
+
+def test_a_fit_that_cannot_be_leaves_what_was_learned() -> None:
+    x, y = two_moons(20)
+    model = Classifier(hidden=(3,), epochs=1, patience=1, validation=0.9).fit(x, y)
+    before = model.predict_proba(x)
+    for rows, labels in ((x, y * 0), (x[:2, :1], [4, 5])):
+        with pytest.raises(InputError):
+            model.fit(rows, labels)
+        assert np.array_equal(model.predict_proba(x), before)
+
+
+def test_labels_may_be_truths() -> None:
+    x, y = two_moons(20)
+    model = Classifier(hidden=(), epochs=1)
+    assert np.array_equal(model.fit(x, y == 1).predict_proba(x), model.fit(x, y).predict_proba(x))
 
 
 def test_a_saved_classifier_is_the_same(tmp_path: Path) -> None:
@@ -222,7 +308,32 @@ def test_a_saved_classifier_is_the_same(tmp_path: Path) -> None:
     other = Classifier(hidden=(8, 5), epochs=1).fit(x, y)
     other.save(tmp_path / "other")
     (tmp_path / "other" / "estimator.json").replace(tmp_path / "moons" / "estimator.json")
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedError, match="has other arrays"):
+        Classifier.load(tmp_path / "moons")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("settings", "hidden", [10**6, 10**6], "the settings ask for 1000006000002"),
+        ("settings", "hidden", [10**15], "the settings ask for"),
+        ("learned", "0.bias", [0, 0], "the arrays hold"),
+        ("learned", "classes_", [1, 0], "classes_: are not in ascending order"),
+        ("learned", "classes_", [[0], [1]], "classes_: has the shape (2, 1)"),
+    ],
+)
+def test_a_file_cannot_ask_for_more_than_it_holds(
+    part: str, name: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    Classifier(hidden=(3,), epochs=1).fit(*two_moons(20)).save(tmp_path / "moons")
+    path, arrays = tmp_path / "moons" / "estimator.json", load_file(tmp_path / "moons" / "parameters.safetensors")
+    description = json.loads(path.read_text(encoding="utf-8"))
+    description[part][name] = value
+    description["shapes"].pop(name, None)
+    arrays.pop(name, None)
+    path.write_text(json.dumps(description), encoding="utf-8")
+    save_file(arrays, tmp_path / "moons" / "parameters.safetensors")
+    with pytest.raises(DamagedError, match=re.escape(message)):
         Classifier.load(tmp_path / "moons")
 
 
@@ -253,6 +364,8 @@ def test_data_that_is_wrong() -> None:
     for call, message in [
         (lambda: model.fit(x[:, 0], y), "x: has the shape (10,), not (examples, features)."),
         (lambda: model.fit(holes, y), "x[3, 1]: is not a number."),
+        (lambda: model.fit(x * 1e30, y), "x[0, 0]: is "),
+        (lambda: model.predict(x * 1e30), "x[0, 0]: is "),
         (lambda: model.fit(x, y[:9]), "y: has the shape (9,), not (10,)."),
         (lambda: model.fit(x, y - 1), "y["),
         (lambda: model.fit(x, y * 0), "y: holds a single class."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -116,6 +117,23 @@ def test_a_saved_one_is_the_same(rhyme: NextWord, tmp_path: Path) -> None:
         NextWord.load(tmp_path / "rhyme")
 
 
+@pytest.mark.parametrize(("name", "value"), [("dimension", 10**9), ("hidden", 10**12), ("window", 10**12)])
+def test_a_file_cannot_ask_for_more_than_it_holds(name: str, value: int, rhyme: NextWord, tmp_path: Path) -> None:
+    rhyme.save(tmp_path / "rhyme")
+    path = tmp_path / "rhyme" / "estimator.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    description["settings"][name] = value
+    path.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(DamagedError, match="and the settings ask for"):
+        NextWord.load(tmp_path / "rhyme")
+
+
+def test_a_seed_is_a_text(rhyme: NextWord) -> None:
+    texts = [rhyme.write("the cat", 20, temperature=2.0, seed=seed) for seed in (None, rhyme.seed, -1, -1)]
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+    assert UNKNOWN not in texts[0]
+
+
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=40), st.lists(st.integers(0, 3), min_size=3, max_size=20))
 def test_counted_words_share_out_all_probability(counted: list[int], held_out: list[int]) -> None:
@@ -162,6 +180,9 @@ def counted(ids: list[int], held_out: list[int]) -> CountedWords:
     return CountedWords(np.array(ids), np.array(held_out), 5)
 
 
+GREEDY = NextWord(patience=1, validation=0.99)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -169,7 +190,20 @@ def counted(ids: list[int], held_out: list[int]) -> CountedWords:
         (lambda model: model.fit("one"), "x: holds fewer than two words. Give a longer text."),
         (lambda model: model.score(""), "x: holds fewer than two words. Give a longer text."),
         (lambda model: model.transform(["cat", "zebra"]), "x[1]: the word 'zebra' is not in the vocabulary."),
-        (lambda model: model.nearest("zebra"), "x[0]: the word 'zebra' is not in the vocabulary."),
+        (lambda model: model.nearest("zebra"), "word: the word 'zebra' is not in the vocabulary."),
+        (lambda model: model.nearest(["cat"]), "word: the word ['cat'] is not in the vocabulary."),
+        (lambda model: model.nearest("cat", -1), "count: is -1. It must be at least 1."),
+        (lambda model: model.predict("cat", -1), "count: is -1. It must be at least 1."),
+        (lambda model: model.predict(["cat"]), "x: is list and no text. Give a string."),
+        (lambda model: model.predict_proba(None), "x: is NoneType and no text. Give a string."),
+        (lambda model: model.transform("cat"), "x: is 'cat' and no list of words. Give a list of strings."),
+        (lambda model: model.transform([["cat"]]), "x[0]: is ['cat'] and no word. It must be a string."),
+        (lambda model: model.ids(3), "words: is 3 and no list of words. Give a list of strings."),
+        (lambda model: model.write("the", -2), "count: is -2. It must be at least 1."),
+        (lambda model: model.write(5, 2), "x: is int and no text. Give a string."),
+        (lambda model: model.write("the", 1, seed="x"), "seed: 'x' is not a whole number."),
+        (lambda _: GREEDY.fit("a b"), "validation: leaves nothing to train on. Give a longer text."),
+        (lambda _: CountedWords([0, 1, 2], [0, 1, 2], 10**7), "vocabulary: is 10000000. It must be at most 2000000."),
         (lambda model: model.write("the", 1, temperature=0), "temperature: is 0. It must be more than 0."),
         (lambda _: NextWord(window=0), "window: is 0. It must be at least 1."),
         (lambda _: NextWord(vocabulary_size=1), "vocabulary_size: is 1. It must be at least 2."),

@@ -235,10 +235,14 @@ def test_neighbours_analogies_and_judgements_are_those_of_the_commands() -> None
 
 
 def test_the_file_opens_elsewhere(learned: SkipGram, tmp_path: Path) -> None:
-    learned.write_text(tmp_path / "words.txt")
+    learned.write_text(str(tmp_path / "words.txt"))
     file = read_word_vectors(tmp_path / "words.txt")
     assert list(file.words) == learned.words_
     np.testing.assert_allclose(file.matrix, learned.vectors_, rtol=1e-5)
+    model = SkipGram(**SMALL).fit([["new york", "city"]])
+    with pytest.raises(InputError, match=r"words_\[0\]: the word 'new york' holds a space"):
+        model.write_text(str(tmp_path / "cities.txt"))
+    assert not (tmp_path / "cities.txt").exists()
 
 
 def test_what_is_saved_comes_back(learned: SkipGram, tmp_path: Path) -> None:
@@ -315,6 +319,8 @@ def test_sentences_of_a_text() -> None:
         (["the cat sat"], "x[0]: is 'the cat sat' and no list of words. "),
         ([["the", "cat"], 5], "x[1]: is 5 and no list of words. "),
         ([["the", 7], ["the", "cat"]], "x: holds 7, which is no word. Each word must be a string."),
+        ([[["the"], ["cat"]]], "x: holds [['the'], ['cat']], which are no words. Each word must be a string."),
+        (7, "x: is 7 and no list of sentences. Give sentences"),
         (
             [["the", "the"]],
             "x: fewer than two words are there 1 times or more. Give more text, or a smaller min_count.",
@@ -338,11 +344,20 @@ def test_what_is_no_text_is_refused(x: Any, message: str) -> None:
         (lambda m: m.score([("cat", "dog")], [1.0, 2.0]), "y: has the shape (2,), not (1,)."),
         (lambda m: m.score([("cat", "dog"), ("a", "the")], [1.0, float("nan")]), "y[1]: is not a number."),
         (lambda m: m.score([("cat", "dog"), ("a", "zzz")], [1.0, 2.0]), "x: fewer than two pairs have vectors"),
+        (lambda m: m.nearest("cat", count=0), "count: is 0. It must be at least 1."),
+        (lambda m: m.nearest(["cat"]), "word: the word ['cat'] is not in the vocabulary."),
+        (lambda m: m.transform("cat"), "x: is 'cat' and no list of words."),
+        (lambda m: m.transform([7]), "x[0]: is 7 and no word."),
+        (lambda m: m.predict("cat"), "x: is 'cat'. Give a list of tuples of 3 words each."),
+        (lambda m: m.predict([("cat", "dog")]), "x[0]: holds 2 words. Give 3."),
+        (lambda m: m.predict(["cat"]), "x[0]: is 'cat' and no list of words."),
+        (lambda m: m.score(5, [1.0]), "x: is 5. Give a list of tuples of 2 words each."),
+        (lambda m: m.score([("cat", "dog")], 5), "y: has the shape (), not (1,)."),
         (lambda m: SkipGram().nearest("cat"), "this SkipGram has learned nothing yet. Call fit first."),
         (lambda m: SkipGram(window=0), "window: is 0. It must be at least 1."),
         (lambda m: SkipGram(subsample=float("nan")), "subsample: nan is not a number"),
         (
-            lambda m: SkipGram(**SMALL | {"learning_rate": 1e30}).fit(SENTENCES),
+            lambda m: SkipGram(**SMALL | {"learning_rate": 1e19}).fit(SENTENCES),
             "learning_rate: the vectors grew beyond",
         ),
     ],
