@@ -14,10 +14,10 @@ import sys
 import time
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from rhapsode.base.machine import processor
+from rhapsode.cli.console import console
 from rhapsode.foundations.hopfield import Hopfield
 from rhapsode.foundations.hopfield_capacity import (
     bit_error,
@@ -169,12 +169,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     print(processor())
-    console, start = Console(), time.monotonic()
+    output, start = console(), time.monotonic()
     shown, furthest = errors(a.networks, a.many, a.seed)
-    console.print(shown)
-    console.print(retrieval(a.states, a.networks, a.seed))
-    console.print(rules(a.states, a.seed))
-    console.print(modern(a.seed))
+    output.print(shown)
+    output.print(retrieval(a.states, a.networks, a.seed))
+    output.print(rules(a.states, a.seed))
+    output.print(modern(a.seed))
     print(f"{time.monotonic() - start:.0f} s")
     if furthest > 3:
         sys.exit(f"an error rate is {furthest:.1f} standard errors from the formula")

@@ -43,10 +43,10 @@ MOST_BELOW = 0.02  # of Spearman's correlation, below gensim's
 Vectors = tuple[Sequence[str], Any]
 
 
-def novels(megabytes: float) -> list[list[str]]:
-    """The paragraphs of the novels, as many as there are in so many megabytes."""
+def novels(megabytes: float) -> tuple[int, list[list[str]]]:
+    """How many novels there are in so many megabytes, and their paragraphs."""
     sentences: list[list[str]] = []
-    left = megabytes * 1e6
+    count, left = 0, megabytes * 1e6
     with tarfile.open(NOVELS) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.isfile() and left > 0 else None
@@ -54,7 +54,8 @@ def novels(megabytes: float) -> list[list[str]]:
                 text = io.TextIOWrapper(file, encoding="utf-8-sig").read()[: int(left)]
                 left -= len(text.encode("utf-8"))
                 sentences += ([*map(sys.intern, words)] for words in sentences_of(text))
-    return sentences
+                count += 1
+    return count, sentences
 
 
 def ours(sentences: list[list[str]], epochs: int, threads: int, seed: int) -> Vectors:
@@ -95,10 +96,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=69)
     a = parser.parse_args()
-    sentences = novels(a.megabytes)
+    count, sentences = novels(a.megabytes)
     words = sum(map(len, sentences))
     print(f"{processor()}, {a.threads} threads, gensim {gensim.__version__}")
-    print(f"{words:,} words in {len(sentences):,} paragraphs, read {a.epochs} times; {DIMENSION} numbers a word\n")
+    print(f"{count} novels, {words:,} words in {len(sentences):,} paragraphs, read {a.epochs} times; ", end="")
+    print(f"{DIMENSION} numbers a word\n")
 
     programs: dict[str, Callable[..., Vectors]] = {"rhapsode": ours, "gensim": theirs}
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in programs}

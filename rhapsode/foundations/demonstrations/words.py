@@ -103,9 +103,9 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
     page.paragraph(
         """The cosine of the angle between two v says how alike the company of two words is. Two words need not ever
         stand together to be alike. A million letters are little: the neighbours of frequent words make sense, those
-        of rare words are the names of one scene. Sixty times as much text gives better ones (docs/foundations.md has
-        the figures). A transformer begins with such a table too, its embedding. What it adds is that the vector of a
-        word changes with the words around it, and how that is done is the last of these pages."""
+        of rare words are the names of one scene. Sixty times as much text gives better ones (docs/foundations_words.md
+        has the figures). A transformer begins with such a table too, its embedding. What it adds is that the vector of
+        a word changes with the words around it, and how that is done is the last of these pages."""
     )
     page.table(
         ("word", "nearest words"),

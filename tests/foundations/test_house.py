@@ -1,0 +1,34 @@
+"""The room stands on `rhapsode.base` alone."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import rhapsode.foundations
+
+ROOM = Path(rhapsode.foundations.__file__).parent
+LIBRARIES = {"numpy", "matplotlib", "jinja2", "markupsafe", "numba", "safetensors"}
+
+
+def imported(source: str) -> set[str]:
+    """The modules that a module names in its imports, wherever they stand."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            found.add(node.module)
+    return found
+
+
+def test_it_stands_on_the_base_alone() -> None:
+    modules = sorted(ROOM.rglob("*.py"))
+    assert len(modules) > 15
+    for path in modules:
+        for name in imported(path.read_text(encoding="utf-8")):
+            first, *rest = name.split(".")
+            ours = first == "rhapsode" and rest[:1] in ([], ["base"], ["foundations"])
+            assert ours or first in LIBRARIES | sys.stdlib_module_names, f"{path.name} imports {name}"
