@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rhapsode.base.random import generator
 from rhapsode.foundations.binary_units import draw, log_sum_exp, softplus
 from rhapsode.foundations.estimator import Array, Bar, check_number
 from rhapsode.foundations.layers import sigmoid
@@ -64,7 +63,7 @@ def estimate_log_partition(
     check_number("chains", chains, least=2, whole=True)
     check_number("temperatures", temperatures, least=1, whole=True)
     rbm.check_fitted()
-    random = generator(seed, "annealed importance sampling")
+    random = rbm.random("annealed importance sampling", seed=seed)
     weights, end, hidden, variances = (
         array.astype(float) for array in (rbm.weights_, rbm.visible_biases_, rbm.hidden_biases_, rbm.variances_)
     )

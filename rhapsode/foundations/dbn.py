@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from rhapsode.base.errors import InputError, nearest
-from rhapsode.base.random import generator
+from rhapsode.base.errors import InputError, nearest, shown
 from rhapsode.foundations.binary_units import draw
 from rhapsode.foundations.estimator import Array, Estimator, check_number
 from rhapsode.foundations.layers import Dense
@@ -58,13 +57,13 @@ class DeepBeliefNetwork(Estimator):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
+        if not isinstance(hidden, (list, tuple)) or not hidden:
+            raise InputError("is no list of widths", where="hidden", todo="Write (64,) for one layer of 64 units.")
         self.hidden = tuple(check_number("hidden", width, least=1, whole=True) for width in hidden)
-        if not self.hidden:
-            raise InputError("is empty", where="hidden", todo="Give at least one layer.")
         self.visible = visible
         ours = {"hidden", "visible", "activation", "seed"}
         self.pre_training = _settings("pre_training", pre_training, RestrictedBoltzmannMachine, ours)
-        self.fine_tuning = _settings("fine_tuning", {"learning_rate": 0.01, **(fine_tuning or {})}, Classifier, ours)
+        self.fine_tuning = {"learning_rate": 0.01} | _settings("fine_tuning", fine_tuning, Classifier, ours)
         self._machine(0)  # it knows what its settings may be
 
     def fit(self, x: npt.ArrayLike, y: npt.ArrayLike | None = None) -> Self:
@@ -141,9 +140,8 @@ class DeepBeliefNetwork(Estimator):
             (count, visible): the means of the visible units.
         """
         self.check_fitted()
-        seed = self.seed if seed is None else seed
-        states, means = self.rbms_[-1].sample(count, steps=steps, seed=seed)
-        random = generator(seed, "dbn down")
+        states, means = self.rbms_[-1].sample(count, steps=steps, seed=self.seed if seed is None else seed)
+        random = self.random("dbn down", seed=seed)
         for rbm in self.rbms_[-2::-1]:
             means = rbm.inverse_transform(states)
             states = draw(means, random)
@@ -190,6 +188,8 @@ class DeepBeliefNetwork(Estimator):
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = value
         classifier = parts.pop("classifier", None)
+        if len(parts) != len(self.hidden):
+            raise InputError(f"holds {len(parts)} machines, and the settings say {len(self.hidden)}")
         self.rbms_ = [self._machine(layer) for layer in range(len(self.hidden))]
         for values, rbm in zip(parts.values(), self.rbms_, strict=True):
             rbm._restore(values)
@@ -219,9 +219,10 @@ def _settings(where: str, given: Mapping[str, Any] | None, of: type[Estimator], 
     Raises:
         InputError: there is no such setting, or it cannot be that.
     """
-    chosen = dict(given or {})
-    names = of().settings().keys() - ours
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError("are no settings by name", where=where, todo='Write {"epochs": 20}.')
+    chosen, names = dict(given or {}), of().settings().keys() - ours
     for name in chosen.keys() - names:
-        raise InputError(f"{name!r} is no setting of it", where=where, todo=nearest(name, names))
+        raise InputError(f"{shown(name)} is no setting of it", where=where, todo=nearest(str(name), names))
     of(**chosen)
     return chosen

@@ -23,8 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from rhapsode.base.errors import InputError, NotFiniteError
-from rhapsode.base.random import generator
+from rhapsode.base.errors import InputError, NotFiniteError, shown
 from rhapsode.foundations.binary_units import (
     check_enumerable,
     draw,
@@ -114,7 +113,9 @@ class RestrictedBoltzmannMachine(Estimator):
         self.epochs = check_number("epochs", epochs, least=1, whole=True)
         self.batch_size = check_number("batch_size", batch_size, least=1, whole=True)
         self.steps = check_number("steps", steps, least=1, whole=True)
-        self.persistent = bool(persistent)
+        if not isinstance(persistent, bool):
+            raise InputError(f"is {shown(persistent)}", where="persistent", todo="Choose True or False.")
+        self.persistent = persistent
 
     def fit(self, x: npt.ArrayLike, y: None = None) -> Self:
         """Learn the distribution of the rows of `x` from the beginning.
@@ -217,7 +218,7 @@ class RestrictedBoltzmannMachine(Estimator):
         Where `persistent`, the chains go on from where they are, and stay there.
         """
         examples = self.check_examples(x).astype(np.float32)
-        slope, _ = self._slope(examples, generator(self.seed if seed is None else seed, "rbm gradient"))
+        slope, _ = self._slope(examples, self.random("rbm gradient", seed=seed))
         return slope
 
     def gibbs(self, x: npt.ArrayLike, steps: int, *, seed: int | None = None) -> tuple[Array, Array]:
@@ -232,7 +233,7 @@ class RestrictedBoltzmannMachine(Estimator):
         """
         v = self.check_examples(x)
         check_number("steps", steps, least=1, whole=True)
-        random = generator(self.seed if seed is None else seed, "rbm gibbs")
+        random = self.random("rbm gibbs", seed=seed)
         for _ in range(steps):
             means = self._visible_means(draw(self._hidden_chances(v), random))
             v = self._around(means, random)
@@ -242,7 +243,7 @@ class RestrictedBoltzmannMachine(Estimator):
         """What `gibbs` gives after `steps` steps from `count` states drawn by the visible biases alone."""
         self.check_fitted()
         check_number("count", count, least=1, whole=True)
-        random = generator(self.seed if seed is None else seed, "rbm start")
+        random = self.random("rbm start", seed=seed)
         v = self._around(self._visible_means(np.zeros((count, self.hidden), dtype=np.float32)), random)
         return self.gibbs(v, steps, seed=seed)
 
@@ -279,7 +280,7 @@ class RestrictedBoltzmannMachine(Estimator):
         if not new:
             self.check_fitted()
         width = "visible" if new else len(self.visible_biases_)
-        return check_array("x", x, ("examples", width), "unit" if self.visible == "binary" else "finite")
+        return check_array("x", x, ("examples", width), "unit" if self.visible == "binary" else "moderate")
 
     def _pass(self, examples: Array, first_rate: float, last_rate: float) -> None:
         """One pass over all examples, in an order of its own; the learning rate goes from the first to the last."""

@@ -103,14 +103,17 @@ def test_a_stack_of_other_layers_is_damaged(digits: tuple[Array, Array], tmp_pat
     dbn = DeepBeliefNetwork(hidden=(5, 4), pre_training={"epochs": 1}).fit(digits[0][:50])
     dbn.hidden = (5,)
     dbn.save(tmp_path / "dbn")
-    with pytest.raises(DamagedError, match="does not fit together"):
+    with pytest.raises(DamagedError, match="holds 2 machines, and the settings say 1"):
         DeepBeliefNetwork.load(tmp_path / "dbn")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DeepBeliefNetwork(hidden=()), "hidden: is empty"),
+        (lambda: DeepBeliefNetwork(hidden=()), "hidden: is no list of widths"),
+        (lambda: DeepBeliefNetwork(hidden=5), "hidden: is no list of widths"),  # type: ignore[arg-type]
+        (lambda: DeepBeliefNetwork(pre_training=["epochs"]), "pre_training: are no settings by name"),  # type: ignore[arg-type]
+        (lambda: DeepBeliefNetwork(fine_tuning={1: 2}), "fine_tuning: 1 is no setting of it"),  # type: ignore[dict-item]
         (lambda: DeepBeliefNetwork(hidden=(10, 0)), "hidden: is 0"),
         (lambda: DeepBeliefNetwork(visible="real"), "visible: is 'real'"),  # type: ignore[arg-type]
         (
