@@ -1,7 +1,7 @@
 """The next word from the few before it: a network with a window (Bengio et al. 2003), and counts to compare it with.
 
-    model = NextWord(window=4, epochs=3).fit(bundled_text())
-    model.predict("to be or not to")         # the most probable words: [("be", 0.08), ...]
+    model = NextWord(epochs=3, seed=1).fit(bundled_text())
+    model.predict("I pray you, tell")        # the most probable words: [("me", 0.42), ("you", 0.15), ...]
     model.perplexity(other_text)
 
 Each word of the window becomes a vector, learned like everything else; the vectors side by side go through a layer of

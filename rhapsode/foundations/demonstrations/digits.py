@@ -41,8 +41,9 @@ def demonstrate(page: Page, *, seed: int, quick: bool = False) -> None:
         """A network is a chain of simple steps. Forwards, each step makes numbers of the numbers before it: a dense
         layer multiplies by a matrix and adds a bias, tanh bends. At the end a loss says how wrong the outputs are.
         Backwards, each step is told how the loss changes with its output, and works out how it changes with its
-        input and with its own parameters. That is the chain rule and no more, and its cost is that of the way
-        forwards, however many parameters there are. Then every parameter moves a little against its gradient."""
+        input and with its own parameters. That is the chain rule and no more, and it costs about twice what the way
+        forwards costs, however many parameters there are. Then every parameter moves a little against its
+        gradient."""
     )
     page.formula(
         r"\frac{\partial L}{\partial x} = \frac{\partial L}{\partial y} \, W^T \qquad "
