@@ -230,7 +230,8 @@ class Network:
 
         Raises:
             InputError: `x` and `y` differ in length, or there is `patience` and nothing to validate on.
-            NotFiniteError: the loss or a parameter is no number any more: the learning rate is too large.
+            NotFiniteError: the loss or a parameter is no number any more: the learning rate is too large. The network
+                is as it was after its best epoch then, or before.
         """
         epochs = check_number("epochs", epochs, least=1, whole=True)
         batch_size = check_number("batch_size", batch_size, least=1, whole=True)
@@ -241,6 +242,7 @@ class Network:
         if validation is not None and not 0 < len(validation[0]) == len(validation[1]):
             lengths = " and ".join(str(len(part)) for part in validation)
             raise InputError(f"has {lengths} examples and targets", where="validation", todo="Give one for each.")
+        before = {name: parameter.copy() for name, parameter in self.parameters.items()}
         history, best, kept = History(), math.inf, {}
         with Bar("fitting", epochs * len(x), "examples") as bar, np.errstate(over="ignore", invalid="ignore"):
             try:
@@ -255,12 +257,15 @@ class Network:
                         kept = {name: parameter.copy() for name, parameter in self.parameters.items()}
                     elif patience is not None and epoch - history.best_epoch >= patience:
                         break
+                if not all(np.isfinite(parameter).all() for parameter in self.parameters.values()):
+                    what, where = "a parameter is no number any more", f"epoch {self.epochs}"
+                    raise NotFiniteError(what, where=where, todo="Lower the learning rate.")
+            except NotFiniteError:
+                kept = kept or before
+                raise
             finally:
                 if kept:
                     self.set_parameters(kept)
-        if not all(np.isfinite(parameter).all() for parameter in self.parameters.values()):
-            where = f"epoch {self.epochs}"
-            raise NotFiniteError("a parameter is no number any more", where=where, todo="Lower the learning rate.")
         return history
 
     def set_parameters(self, values: Mapping[str, Array]) -> None:

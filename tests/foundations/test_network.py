@@ -147,6 +147,27 @@ def test_a_step_that_ends_in_no_number_is_told() -> None:
         network.fit(XOR * 1e14, ODD, optimizer=SGD(1e19), epochs=1, batch_size=4)
 
 
+def test_learning_that_goes_astray_takes_nothing_away() -> None:
+    network = Network([Dense(2, 1)], loss=squared_error)
+    before = network.outputs(XOR)
+    for scale, rate, epochs in ((1e14, 1e19, 1), (1e3, 1e3, 100)):
+        with pytest.raises(NotFiniteError):
+            network.fit(XOR * scale, ODD, optimizer=SGD(rate), epochs=epochs)
+        assert np.array_equal(network.outputs(XOR), before)
+    kept: list[float] = []
+
+    class Astray(SGD):
+        def step(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array]) -> None:
+            super().step(parameters, gradients)
+            kept.append(network.mean_loss(XOR, ODD))
+            if len(kept) == 3:
+                parameters["0.weight"][...] = np.nan
+
+    with pytest.raises(NotFiniteError):
+        network.fit(XOR, ODD, optimizer=Astray(0.1), epochs=9, validation=(XOR, ODD))
+    assert network.mean_loss(XOR, ODD) == pytest.approx(kept[1])
+
+
 def test_an_interrupted_fit_leaves_the_best_epoch() -> None:
     x, y = two_moons(40)
     losses: list[float] = []
