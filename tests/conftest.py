@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("repeatable")
 
+# A shell lets what it starts in the background ignore Ctrl-C, and so would every process that is interrupted here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -20,6 +26,15 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def one_thread() -> None:
     """The models here are so small that threads would wait for each other longer than they compute."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def short_collections() -> None:
+    """What is there before a test stays: libraries, a million objects. Who collects garbage within it, as a parity
+    check does for every peer, need not look through them each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -239,8 +239,7 @@ def _alone(frames: Sequence[str], caption: str) -> str:
     _, _, width, height = view[1].split()
     film: Mapping[str, Any] = {"film": "film", "frames": frames}
     type_ = "svg { font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; }\n"
-    hidden = ".frames > * { visibility: hidden; }\n.frames > :last-child { visibility: visible; }\n"
-    moving = hidden + _film_style([film]).replace(".film:checked ~ ", "") if len(frames) > 1 else ""
+    moving = _film_style([film]).replace(".film:checked ~ ", "") if len(frames) > 1 else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view[1]}">\n'
         f"<title>{escape(caption)}</title>\n<style>\n{colours()}{type_}{moving}</style>\n"

@@ -70,6 +70,18 @@ def test_a_film_plays_or_shows_its_end(opened: Tab) -> None:
     assert set(shown) == (set(range(FRAMES)) if moves else {FRAMES - 1})
 
 
+def test_a_film_in_a_file_of_its_own_shows_one_frame_at_a_time(opened: Tab, page: Path) -> None:
+    moves = opened.evaluate("matchMedia('(prefers-reduced-motion: no-preference)').matches")
+    opened.goto((page.parent / "film.svg").as_uri())
+    script = "frames => frames.flatMap((f, n) => getComputedStyle(f).visibility === 'visible' ? [n] : [])"
+    shown = []
+    for _ in range(40):
+        (now,) = opened.locator(".frames > g").evaluate_all(script)
+        shown.append(now)
+        opened.wait_for_timeout(60)
+    assert set(shown) == (set(range(FRAMES)) if moves else {FRAMES - 1})
+
+
 def test_a_film_can_be_stepped_through(opened: Tab) -> None:
     for number in (2, 0, 3):
         opened.get_by_label(f"frame {number + 1}").click()
