@@ -1,14 +1,18 @@
-"""The room stands on `rhapsode.base` alone."""
+"""The room stands on `rhapsode.base` alone, and its chapters show pictures that are there."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
+
+import pytest
 
 import rhapsode.foundations
 
 ROOM = Path(rhapsode.foundations.__file__).parent
+CHAPTERS = sorted((ROOM.parents[1] / "docs").glob("foundations*.md"))
 LIBRARIES = {"numpy", "matplotlib", "jinja2", "markupsafe", "numba", "safetensors"}
 
 
@@ -32,3 +36,9 @@ def test_it_stands_on_the_base_alone() -> None:
             first, *rest = name.split(".")
             ours = first == "rhapsode" and rest[:1] in ([], ["base"], ["foundations"])
             assert ours or first in LIBRARIES | sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_what_a_chapter_points_at_is_there(chapter: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", chapter.read_text(encoding="utf-8")):
+        assert (chapter.parent / target).is_file(), f"{chapter.name} points at {target}"
