@@ -105,7 +105,10 @@ class DeepBeliefNetwork(Estimator):
         """
         self.check_fitted()
         examples = self.rbms_[0].check_examples(x)
-        self.classifier_ = self._classifier().fit(examples, y)
+        tuned = _Beginning(self.rbms_, **self._classifier().settings()).fit(examples, y)
+        self.classifier_ = self._classifier()
+        self.classifier_._restore(tuned._state())
+        self.classifier_.history_ = tuned.history_
         return self
 
     def transform(self, x: npt.ArrayLike) -> Array:
@@ -168,7 +171,7 @@ class DeepBeliefNetwork(Estimator):
         )
 
     def _classifier(self) -> Classifier:
-        return _Beginning(self.rbms_, hidden=self.hidden, activation="sigmoid", seed=self.seed, **self.fine_tuning)
+        return Classifier(hidden=self.hidden, activation="sigmoid", seed=self.seed, **self.fine_tuning)
 
     def _tuned(self) -> Classifier:
         self.check_fitted()

@@ -206,7 +206,9 @@ class RestrictedBoltzmannMachine(Estimator):
             InputError: there are too many units for the sum; give the estimate of `ais.estimate_log_partition`.
         """
         energies = self.free_energy(x)
-        return -energies - (self.log_partition() if log_partition is None else log_partition)
+        if log_partition is None:
+            return -energies - self.log_partition()
+        return -energies - float(check_number("log_partition", log_partition))
 
     def score(self, x: npt.ArrayLike, y: None = None, *, log_partition: float | None = None) -> float:
         """The mean of `log_likelihood`, in nats; higher is better."""
@@ -263,12 +265,15 @@ class RestrictedBoltzmannMachine(Estimator):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         super()._restore(state)
-        visible = len(check_array("visible_biases_", self.visible_biases_, ("visible",)))
-        check_array("weights_", self.weights_, (visible, self.hidden))
-        check_array("hidden_biases_", self.hidden_biases_, (self.hidden,))
-        if (check_array("variances_", self.variances_, (visible,)) <= 0).any():
+        self.visible_biases_ = check_array("visible_biases_", self.visible_biases_, ("visible",)).astype(np.float32)
+        visible = len(self.visible_biases_)
+        self.weights_ = check_array("weights_", self.weights_, (visible, self.hidden)).astype(np.float32)
+        self.hidden_biases_ = check_array("hidden_biases_", self.hidden_biases_, (self.hidden,)).astype(np.float32)
+        self.variances_ = check_array("variances_", self.variances_, (visible,)).astype(np.float32)
+        if (self.variances_ <= 0).any():
             raise InputError("are not above zero", where="variances_")
-        check_array("chains_", self.chains_, (self.batch_size, self.hidden), "binary")
+        chains = check_array("chains_", self.chains_, (self.batch_size, self.hidden), "binary")
+        self.chains_ = chains.astype(np.float32)
         check_number("passes_", self.passes_, least=0, whole=True)
 
     def check_examples(self, x: npt.ArrayLike, *, new: bool = False) -> Array:
@@ -284,7 +289,10 @@ class RestrictedBoltzmannMachine(Estimator):
 
     def _pass(self, examples: Array, first_rate: float, last_rate: float) -> None:
         """One pass over all examples, in an order of its own; the learning rate goes from the first to the last."""
-        random = self.random("rbm pass", self.passes_)
+        random, kept = self.random("rbm pass", self.passes_), {name: getattr(self, name) for name in self.learned}
+        self.weights_, self.visible_biases_, self.hidden_biases_, self.variances_ = (
+            array.copy() for array in (self.weights_, self.visible_biases_, self.hidden_biases_, self.variances_)
+        )
         shuffled = examples[random.permutation(len(examples))].astype(np.float32)
         batches = np.array_split(shuffled, math.ceil(len(examples) / self.batch_size))
         with np.errstate(all="ignore"):
@@ -296,6 +304,7 @@ class RestrictedBoltzmannMachine(Estimator):
         self.passes_ += 1
         if not (np.isfinite(self.weights_).all() and np.isfinite(self.variances_).all() and self.variances_.all()):
             where = f"pass {self.passes_}"
+            self.__dict__.update(kept)
             raise NotFiniteError("the weights are no numbers any more", where=where, todo="Lower the learning rate.")
 
     def _slope(self, v: Array, random: np.random.Generator) -> tuple[Slope, Array]:

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.foundations.dbn import DeepBeliefNetwork
 from rhapsode.foundations.estimator import Array
+from rhapsode.foundations.network import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,8 @@ def test_it_comes_back_from_its_files(trained: DeepBeliefNetwork, digits: tuple[
     assert again.settings() == trained.settings()
     assert np.array_equal(again.predict_proba(x), trained.predict_proba(x))
     assert np.array_equal(again.sample(3, steps=2), trained.sample(3, steps=2))
+    trained.classifier_.save(tmp_path / "classifier")  # one like any other
+    assert np.array_equal(Classifier.load(tmp_path / "classifier").predict(x), trained.predict(x))
     unlabelled = DeepBeliefNetwork(hidden=(5,), pre_training={"epochs": 1}).fit(x)
     unlabelled.save(tmp_path / "unlabelled")
     again = DeepBeliefNetwork.load(tmp_path / "unlabelled")

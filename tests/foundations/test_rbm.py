@@ -188,6 +188,11 @@ def test_a_learning_rate_that_is_too_large_is_told() -> None:
     x = np.random.default_rng(0).normal(size=(200, 30)) @ np.ones((30, 30))
     with pytest.raises(NotFiniteError, match=r"pass [0-9]+: the weights are no numbers any more\. Lower the learning"):
         RestrictedBoltzmannMachine(visible="gaussian", learning_rate=100.0).fit(x)
+    good = RestrictedBoltzmannMachine(visible="gaussian", epochs=1).fit(x)
+    before, good.learning_rate = good.transform(x), 1e9
+    with pytest.raises(NotFiniteError):
+        good.partial_fit(x)
+    assert np.array_equal(good.transform(x), before)  # what was learned stays
 
 
 def test_chains_visit_states_as_often_as_they_are_probable() -> None:
@@ -267,6 +272,8 @@ def test_damaged_shapes_are_refused(tmp_path: Path) -> None:
         (lambda: machine(3, 2).transform([[0, 1]]), r"x: has the shape \(1, 2\), not \(examples, 3\)"),
         (lambda: machine(3, 2).partial_fit([[0, 1]]), r"x: has the shape \(1, 2\)"),
         (lambda: machine(3, 2).inverse_transform([[0, 1, 1]]), r"h: has the shape \(1, 3\), not \(examples, 2\)"),
+        (lambda: machine(3, 2).score([[0, 1, 1]], log_partition=math.nan), "log_partition: nan is not a number"),
+        (lambda: RestrictedBoltzmannMachine(persistent=1), "persistent: is 1"),  # type: ignore[arg-type]
         (lambda: machine(21, 22).log_partition(), r"21 units in the smaller layer have 2\^21 states"),
         (lambda: machine(2, 21, visible="gaussian").log_partition(), r"21 hidden units have 2\^21 states"),
         (lambda: RestrictedBoltzmannMachine(visible="real"), "visible: is 'real'"),  # type: ignore[arg-type]
