@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
+
+# Two tests at a time share two cores. Threads that wait by looking again and again take them from the other test, which
+# may be the one that they wait for. It is read when torch is loaded, here and in processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
 
 # No deadline for one example: what else the machine does may take its time, and pytest has a limit for the whole test.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
