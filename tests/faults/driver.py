@@ -8,6 +8,7 @@ processes are real, and so are their deaths.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -20,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich.table  # noqa: F401  # what the command imports when it needs it: once here, not in every process
+import tokenizers  # noqa: F401
 import torch
 import torch._dynamo  # torch's optimizers import it, which takes seconds
 
+import rhapsode.cli.console
+import rhapsode.cli.train  # noqa: F401
 from rhapsode.cli.main import run
 from rhapsode.report import report
 from rhapsode.training import planner
@@ -132,6 +137,7 @@ def child(request: dict[str, Any]) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # else each process would copy the memory of all objects when it first collects garbage
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
