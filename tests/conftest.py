@@ -11,8 +11,9 @@ import pytest
 from hypothesis import settings
 
 # Two tests at a time share two cores. Threads that wait by looking again and again take them from the other test, which
-# may be the one that they wait for. It is read when torch is loaded, here and in processes that tests start.
+# may be what they wait for. Libraries read this when they are loaded, here and in processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy, as `one_thread` for torch
 
 import torch
 
