@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
+
+# Two tests at a time share two cores. Threads that wait by looking again and again take them from the other test, which
+# may be what they wait for. Libraries read this when they are loaded, here and in processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy, as `one_thread` for torch
+
+import torch
 
 # No deadline for one example: what else the machine does may take its time, and pytest has a limit for the whole test.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

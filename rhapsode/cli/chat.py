@@ -80,7 +80,8 @@ def chat(
                 where="--web",
                 todo="Leave out --system, --style and the settings of sampling; they are set on the page.",
             )
-        run_server([model], _socket_for_page(), device=device, cache_type=cache_type, browser=True)
+        with _socket_for_page() as listening_socket:
+            run_server([model], listening_socket, device=device, cache_type=cache_type, browser=True)
         return
     prepare(device)
     language_model = load(model, device)

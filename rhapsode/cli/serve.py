@@ -104,16 +104,17 @@ def serve(
     for origin in allow_origin:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             raise InputError(f"{origin!r} is no site", where="--allow-origin", todo="As in: https://example.org")
-    run_server(
-        models,
-        listening(host, port),
-        device=device,
-        memory=memory,
-        queue=queue,
-        cache_type=cache_type,
-        access=Access(origins=frozenset(allow_origin), keys=keys, limits=Limits(key_rate, key_queue, deadline)),
-        log=Log(log, texts=log_texts),
-    )
+    with listening(host, port) as listening_socket:
+        run_server(
+            models,
+            listening_socket,
+            device=device,
+            memory=memory,
+            queue=queue,
+            cache_type=cache_type,
+            access=Access(origins=frozenset(allow_origin), keys=keys, limits=Limits(key_rate, key_queue, deadline)),
+            log=Log(log, texts=log_texts),
+        )
 
 
 def run_server(

@@ -341,8 +341,9 @@ class LlamaCpp:
             "type_k": llama_cpp.GGML_TYPE_F32,
             "type_v": llama_cpp.GGML_TYPE_F32,
         }  # else of 16 bits
+        threads: dict[str, Any] = {"n_threads": torch.get_num_threads(), "n_threads_batch": torch.get_num_threads()}
         self.model: Any = llama_cpp.Llama(
-            str(path), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0, **exact
+            str(path), n_ctx=context, logits_all=True, verbose=False, n_gpu_layers=0, **threads, **exact
         )
 
     def logits(self, prompt: Prompt) -> Logits:

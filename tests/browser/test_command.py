@@ -14,6 +14,8 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from rhapsode.cli.main import run
+
 from .conftest import Chat, serving
 
 
@@ -47,10 +49,11 @@ def test_the_page_is_opened_in_the_browser(
 
 
 @pytest.mark.parametrize("flags", [["--system", "Be kind."], ["--temperature", "0.5"], ["--style", "factual"]])
-def test_what_the_page_would_ignore_is_refused(folders: dict[str, Path], flags: list[str]) -> None:
-    command = [sys.executable, "-m", "rhapsode", "chat", str(folders["tuned"]), "--web", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2 and "--web: the page has settings of its own" in done.stderr
+def test_what_the_page_would_ignore_is_refused(
+    folders: dict[str, Path], flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["chat", str(folders["tuned"]), "--web", *flags]) == 2
+    assert "--web: the page has settings of its own" in capsys.readouterr().err
 
 
 def test_with_a_key_the_browser_asks_once(make_chat: Callable[..., Chat], folders: dict[str, Path]) -> None:

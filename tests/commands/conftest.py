@@ -11,6 +11,8 @@ import pytest
 
 from rhapsode.cli.main import run
 
+from ..measurements import short_measurements
+
 CONTEXT = 32
 
 
@@ -40,7 +42,8 @@ def rhapsode(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: py
 
     def command(*words: str | Path) -> Done:
         capsys.readouterr()
-        code = run([str(word) for word in words])
+        with short_measurements():
+            code = run([str(word) for word in words])
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return Done(code, out, err)
@@ -57,7 +60,8 @@ def trained(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     words = f"--steps 3 --tokenizer character --hidden-size 16 --layers 1 --heads 1 --context-length {CONTEXT}"
     words += " --batch-size 2 --validation-interval 1 --checkpoint-interval 1 --sample-interval 2 --device cpu"
     words += " --validation-tokens 200 --threads 1"
-    assert run(["train", str(text), "--out", str(folder / "run"), *words.split()]) == 0
+    with short_measurements():
+        assert run(["train", str(text), "--out", str(folder / "run"), *words.split()]) == 0
     return folder / "run"
 
 

@@ -16,6 +16,7 @@ from rhapsode.cli.main import run
 from rhapsode.inference.language_model import load
 from rhapsode.report.report import next_commands
 
+from ..measurements import short_measurements
 from .conftest import Rhapsode
 
 SIZES = "--steps 3 --vocabulary-size 450 --hidden-size 16 --layers 1 --heads 1 --context-length 48 --batch-size 2 \
@@ -32,7 +33,8 @@ def runs(shakespeare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     for kind in ("encoder", "encoder-decoder"):
         found[kind] = folder / kind
         words = ["train", str(text), "--kind", kind, "--out", str(found[kind]), *SIZES.split()]
-        assert run(words) == 0
+        with short_measurements():
+            assert run(words) == 0
     return found
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from rhapsode.cli.main import run
 from rhapsode.inference.chat import ChatTemplate, Turn
 from rhapsode.inference.sampling import Sampling
 from rhapsode.serving.app import Access, application
@@ -185,10 +186,15 @@ def test_sigterm_lets_what_was_accepted_end(folders: dict[str, Path]) -> None:
         (["base", "base"], "two models have the name 'base'"),
     ],
 )
-def test_what_is_not_started(folders: dict[str, Path], words: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "rhapsode", "serve", *words]
-    environment = {name: value for name, value in os.environ.items() if name != "RHAPSODE_API_KEY"}
-    done = subprocess.run(
-        command, cwd=folders["base"].parent, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_what_is_not_started(
+    folders: dict[str, Path],
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folders["base"].parent)
+    monkeypatch.delenv("RHAPSODE_API_KEY", raising=False)
+    assert run(["serve", *words, "--port", str(free_port())]) == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from rhapsode.training.settings import TrainSettings
 from rhapsode.training.shapes import NEW_FAMILIES, shape
 from rhapsode.training.timing import nonsense
 
+from ..measurements import short_measurements
+
 TINY = TrainSettings(
     hidden_size=16,
     layers=1,
@@ -42,6 +45,12 @@ KINDS: dict[str, TrainSettings] = {
     "span corruption": replace(TINY, kind="encoder-decoder"),
     "parallel text": TINY,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def soon() -> Iterator[None]:
+    with short_measurements():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.base.files import write_json
 from rhapsode.base.settings import overridden
+from rhapsode.training import planner
 from rhapsode.training.expectation import Text, compressed, expected_bits_per_byte
 from rhapsode.training.planner import DEFAULTS, Plan, choose_tokenizer, make_plan
 from rhapsode.training.settings import TrainSettings
@@ -295,8 +296,9 @@ def test_every_choice_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("steps", "dropout"), [(2499, 0.0), (2500, 0.1), (6666, 0.1), (6667, 0.2)])
-def test_dropout_by_how_often_the_text_is_read(steps: int, dropout: float) -> None:
+def test_dropout_by_how_often_the_text_is_read(steps: int, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With steps given and no time to keep to."""
+    monkeypatch.setattr(planner, "step_seconds", lambda *given: (0.01, 0.01))  # which it would measure for a second
     text = replace(TEXT, tokens=53_333)  # a step has 64 tokens
     plan = plan_of(replace(SMALL, steps=steps), None, text)
     assert plan.settings.dropout == dropout

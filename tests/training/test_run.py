@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,17 @@ from rhapsode.base.errors import InputError
 from rhapsode.training.run import train
 from rhapsode.training.settings import TrainSettings
 
+from ..measurements import short_measurements
+
 TINY = TrainSettings(
     tokenizer="character", hidden_size=16, layers=1, heads=2, context_length=8, batch_size=6, steps=4, threads=1
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def soon() -> Iterator[None]:
+    with short_measurements():
+        yield
 
 
 @pytest.fixture(scope="module")
