@@ -38,7 +38,12 @@ def sync_file(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `path` in one step: a reader, or a crash, sees the old content or the new, never a part."""
+    """Write `path` in one step: a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        InputError: there is something at `path` that is no file, as a folder or a device.
+    """
+    _refuse_what_is_no_file(path)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     durable = not any(folder in _unfinished for folder in path.parents)
     try:
@@ -63,12 +68,13 @@ def new_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
     What `write_atomically` is for files that are too large to be made in memory.
 
     Raises:
-        InputError: `target` exists and `replace` is false.
+        InputError: `target` exists and `replace` is false, or it is no file.
     """
     if target.exists() and not replace:
         raise InputError(
             "already exists", where=str(target), todo="Choose another name, or pass --force to replace it."
         )
+    _refuse_what_is_no_file(target)
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     durable = not any(folder in _unfinished for folder in target.parents)
     try:
@@ -81,6 +87,12 @@ def new_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
     if durable:
         sync_folder(target.parent)
+
+
+def _refuse_what_is_no_file(target: Path) -> None:
+    """A rename would put a file in the place of a device, for whoever may do that."""
+    if target.exists() and not target.is_file():
+        raise InputError("is no file", where=str(target), todo="Choose another name.")
 
 
 def write_json(path: Path, value: Any) -> None:
