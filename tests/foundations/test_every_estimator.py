@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from rhapsode.base.errors import InputError
@@ -106,7 +107,6 @@ def test_nothing_is_asked_of_one_that_has_learned_nothing(make: Any, given: Any,
 
 @pytest.mark.parametrize("name", ["Hopfield", "BoltzmannMachine", "binary", "Classifier", "ModernHopfield"])
 def test_lists_and_frames_do_as_well_as_arrays(name: str) -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     make, given, _ = ESTIMATORS[name]
     for other in (np.ndarray.tolist, pandas.DataFrame, lambda x: np.asfortranarray(x.astype(np.int8))):
         assert bits(make().fit(other(given[0]), *given[1:])) == bits(make().fit(*given))
