@@ -20,20 +20,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import BernoulliRBM
 from threadpoolctl import threadpool_limits
 
-from rhapsode.base.drawing import drawing
 from rhapsode.base.machine import processor
 from rhapsode.foundations.dbn import DeepBeliefNetwork
-from rhapsode.foundations.demonstrations.dbn import labelled
+from rhapsode.foundations.demonstrations.dbn import SHARES, label_curve, labelled
 from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.network import Classifier
-from rhapsode.foundations.page import HALF, Page
+from rhapsode.foundations.page import Page
 from rhapsode.foundations.rbm import RestrictedBoltzmannMachine
 
 Split = tuple[Array, Array, Array, Array]
@@ -48,7 +46,6 @@ FEATURES: dict[str, Callable[[int], RestrictedBoltzmannMachine | BernoulliRBM]] 
 }
 
 HIDDEN = (200, 200)
-SHARES = (0.01, 0.05, 0.1, 1.0)
 STEPS, BATCH, SIGMOID_RATE = 2000, 32, 0.01
 DEEP, TWIN, RELU = "deep belief network", "the same from random weights", "ReLUs from random weights"
 
@@ -127,29 +124,13 @@ def labels(x: Array, y: Array, seeds: int, pictures: Path | None) -> None:
     cells = [f"{100 * np.mean(each):+8.1f} +- {_error(each):.1f}" for each in difference.T]
     print(f"{'gained by pre-training':34}" + "".join(f"{cell:>15}" for cell in cells))
     if pictures is not None:
-        _draw(found, pictures)
+        caption = "Digits read rightly, by how many have a label. Dots are single seeds, lines their means."
+        Page("", "").figure(label_curve(found), caption, name="shares").write_pictures(pictures, prefix="dbn-")
 
 
 def _error(values: Array) -> float:
     """The standard error of the mean, in percent."""
     return float(100 * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _draw(found: dict[str, Array], folder: Path) -> None:
-    with drawing():
-        figure = Figure(figsize=HALF, layout="constrained")
-        axes = figure.add_subplot()
-        for kind, right in found.items():
-            (line,) = axes.plot(SHARES, 100 * right.mean(axis=0), label=kind)
-            for row in right:
-                axes.plot(SHARES, 100 * row, ".", color=line.get_color(), markersize=3, alpha=0.5)
-        axes.set(xscale="log", xlabel="share of the digits with a label", ylabel="% read rightly")
-        axes.set_xticks(SHARES, [f"{100 * share:.0f} %" for share in SHARES])
-        axes.minorticks_off()
-        axes.grid(axis="y")
-        axes.legend(fontsize=8)
-    caption = "Digits read rightly, by how many have a label. Dots are single seeds, lines their means."
-    Page("", "").figure(figure, caption, name="shares").write_pictures(folder, prefix="dbn-")
 
 
 def main() -> None:

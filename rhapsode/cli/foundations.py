@@ -40,7 +40,10 @@ Chosen = Annotated[Choices, Parameter(name="*")]
 
 @app.command(sort_key=0)
 def digits(*, choices: Chosen = Choices()) -> None:
-    """Backpropagation: a network learns to read digits, another what word comes next."""
+    """Backpropagation: a network learns to read digits, another what word comes next.
+
+    rhapsode foundations digits
+    """
     from rhapsode.foundations.demonstrations.digits import demonstrate
 
     _show("digits", "Layers and backpropagation", "Simple units that learn from their errors", demonstrate, choices)
@@ -48,7 +51,10 @@ def digits(*, choices: Chosen = Choices()) -> None:
 
 @app.command(sort_key=1)
 def hopfield(*, choices: Chosen = Choices()) -> None:
-    """Hopfield networks: noisy pictures are restored as the energy falls."""
+    """Hopfield networks: noisy pictures are restored as the energy falls.
+
+    rhapsode foundations hopfield --seed 3
+    """
     from rhapsode.foundations.demonstrations.hopfield import demonstrate
 
     subtitle = "A memory that settles into the valleys of an energy"
@@ -57,7 +63,10 @@ def hopfield(*, choices: Chosen = Choices()) -> None:
 
 @app.command(sort_key=2)
 def boltzmann(*, choices: Chosen = Choices()) -> None:
-    """Boltzmann machines: units that flip by chance learn a probability, awake and dreaming."""
+    """Boltzmann machines: units that flip by chance learn a probability, awake and dreaming.
+
+    rhapsode foundations boltzmann --quick
+    """
     from rhapsode.foundations.demonstrations.boltzmann import demonstrate
 
     subtitle = "A probability learnt by comparing what is seen with what is dreamt"
@@ -66,7 +75,10 @@ def boltzmann(*, choices: Chosen = Choices()) -> None:
 
 @app.command(sort_key=3)
 def rbm(*, choices: Chosen = Choices()) -> None:
-    """Restricted Boltzmann machines: they learn what digits are made of, and dream of them."""
+    """Restricted Boltzmann machines: they learn what digits are made of, and dream of them.
+
+    rhapsode foundations rbm --out dreams.html
+    """
     from rhapsode.foundations.demonstrations.rbm import demonstrate
 
     subtitle = "Half of the connections, and learning is fast"
@@ -75,7 +87,10 @@ def rbm(*, choices: Chosen = Choices()) -> None:
 
 @app.command(sort_key=4)
 def dbn(*, choices: Chosen = Choices()) -> None:
-    """Deep belief networks: layers that learn one after another, then all together from few labels."""
+    """Deep belief networks: layers that learn one after another, then all together from few labels.
+
+    rhapsode foundations dbn --quick
+    """
     from rhapsode.foundations.demonstrations.dbn import demonstrate
 
     _show("dbn", "Deep belief networks", "One machine on top of another", demonstrate, choices)
@@ -83,7 +98,10 @@ def dbn(*, choices: Chosen = Choices()) -> None:
 
 @app.command(sort_key=5)
 def words(*, choices: Chosen = Choices()) -> None:
-    """Word vectors: what words stand near to each other, of the bundled Shakespeare."""
+    """Word vectors: what words stand near to each other, of the bundled Shakespeare.
+
+    rhapsode foundations words --seed 3
+    """
     from rhapsode.foundations.demonstrations.words import demonstrate
 
     _show("words", "Word vectors", "You shall know a word by the company it keeps", demonstrate, choices)
@@ -91,7 +109,10 @@ def words(*, choices: Chosen = Choices()) -> None:
 
 @app.command(sort_key=6)
 def attention(*, choices: Chosen = Choices()) -> None:
-    """From associative memory to attention, the same numbers all the way."""
+    """From associative memory to attention, the same numbers all the way.
+
+    rhapsode foundations attention --pictures figures
+    """
     from functools import partial
 
     from rhapsode.cli.same_numbers import ModelTransformer

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import BoundArguments
 from inspect import Parameter as Kind
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
 
 from rhapsode import __version__
 from rhapsode.base.errors import InputError, RhapsodeError, nearest
@@ -95,7 +95,7 @@ def application() -> App:
         help_format="plaintext",  # only here: it keeps the examples' columns
         version=__version__,
         default_parameter=Parameter(negative="", show_default=_shown_default),
-        config=fill_in_style,
+        config=(fill_in_style, _refuse_fractions),
         result_action="return_value",
         print_error=False,
         exit_on_error=False,
@@ -142,6 +142,15 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _fault(error)
     return 0
+
+
+def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Where a whole number is asked for, cyclopts rounds 1.5, and the user would never know."""
+    for argument in arguments:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        for token in argument.tokens:
+            if int in kinds and float not in kinds and re.fullmatch(r"[+-]?[\d_]*\.[\d_]*", token.value):
+                raise InputError(f"{token.value} is no whole number", where=argument.name)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ learning algorithm for deep belief nets", Neural Computation 18 (2006).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -20,7 +20,6 @@ import numpy.typing as npt
 from rhapsode.base.errors import InputError, nearest, shown
 from rhapsode.foundations.binary_units import draw
 from rhapsode.foundations.estimator import Array, Estimator, check_number
-from rhapsode.foundations.layers import Dense
 from rhapsode.foundations.network import Classifier
 from rhapsode.foundations.rbm import RestrictedBoltzmannMachine
 
@@ -105,10 +104,9 @@ class DeepBeliefNetwork(Estimator):
         """
         self.check_fitted()
         examples = self.rbms_[0].check_examples(x)
-        tuned = _Beginning(self.rbms_, **self._classifier().settings()).fit(examples, y)
-        self.classifier_ = self._classifier()
-        self.classifier_._restore(tuned._state())
-        self.classifier_.history_ = tuned.history_
+        # a hidden unit takes v / s times W plus c
+        layers = [(rbm.weights_ / rbm.variances_[:, None], rbm.hidden_biases_) for rbm in self.rbms_]
+        self.classifier_ = self._classifier().fit(examples, y, beginning=layers)
         return self
 
     def transform(self, x: npt.ArrayLike) -> Array:
@@ -199,21 +197,6 @@ class DeepBeliefNetwork(Estimator):
         if classifier is not None:
             self.classifier_ = self._classifier()
             self.classifier_._restore(classifier)
-
-
-class _Beginning(Classifier):
-    """A classifier whose hidden layers begin as what restricted Boltzmann machines have learned."""
-
-    def __init__(self, rbms: Iterable[RestrictedBoltzmannMachine], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._rbms = list(rbms)
-
-    def _build(self, inputs: int) -> None:
-        super()._build(inputs)
-        layers = [layer for layer in self.network_.layers if isinstance(layer, Dense)]
-        for layer, rbm in zip(layers, self._rbms, strict=False):  # the last layer is new
-            layer.parameters["weight"][...] = rbm.weights_ / rbm.variances_[:, None]
-            layer.parameters["bias"][...] = rbm.hidden_biases_
 
 
 def _settings(where: str, given: Mapping[str, Any] | None, of: type[Estimator], ours: set[str]) -> dict[str, Any]:

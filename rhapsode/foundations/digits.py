@@ -96,7 +96,8 @@ def _between(images: Array, x: Array, y: Array) -> Array:
     n = np.arange(len(images))[:, None]
     upper = images[n, top, left] * (1 - right) + images[n, top, left + 1] * right
     lower = images[n, top + 1, left] * (1 - right) + images[n, top + 1, left + 1] * right
-    return upper * (1 - below) + lower * below  # type: ignore[no-any-return]
+    result: Array = upper * (1 - below) + lower * below
+    return result
 
 
 @cache

@@ -95,7 +95,11 @@ class Estimator:
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn asks before it takes an estimator in. Only it asks, so it is there: no import is needed."""
-        return sys.modules["sklearn.base"].BaseEstimator.__sklearn_tags__(self)
+        tags = sys.modules["sklearn.base"].BaseEstimator.__sklearn_tags__(self)
+        if hasattr(self, "predict_proba"):
+            tags.estimator_type, tags.classifier_tags = "classifier", sys.modules["sklearn.utils"].ClassifierTags()
+            tags.target_tags.required = True
+        return tags
 
     def random(self, purpose: str, *position: int, seed: int | None = None) -> np.random.Generator:
         """Random numbers for one `purpose` at one `position` (epoch, batch, layer, ...): nothing to save.

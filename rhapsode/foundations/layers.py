@@ -12,6 +12,7 @@ layer but `Attention` and `Flatten` takes any number of them in front. `network.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -27,7 +28,7 @@ EPSILON = 1e-5
 _erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none
 
 
-class Layer:
+class Layer(ABC):
     """What every layer has: parameters, the gradients of the last backward pass, and the two passes.
 
     `parameters` and `gradients` hold arrays of the same shapes under the same names. Who changes parameters does it
@@ -42,13 +43,13 @@ class Layer:
         """Draw the parameters anew. A layer without parameters has nothing to draw."""
         return self
 
+    @abstractmethod
     def forward(self, x: Array, random: np.random.Generator | None = None) -> Array:
         """The output for `x`; with `random`, as in training, where dropout draws from it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, gradient: Array) -> Array:
         """The gradient by the input, of the loss whose gradient by the output of the last `forward` this is."""
-        raise NotImplementedError
 
 
 class Dense(Layer):
@@ -101,7 +102,8 @@ class Tanh(Layer):
         return self._y
 
     def backward(self, gradient: Array) -> Array:
-        return gradient * (1 - self._y * self._y)  # type: ignore[no-any-return]
+        result: Array = gradient * (1 - self._y * self._y)
+        return result
 
 
 class Sigmoid(Layer):
@@ -112,7 +114,8 @@ class Sigmoid(Layer):
         return self._y
 
     def backward(self, gradient: Array) -> Array:
-        return gradient * self._y * (1 - self._y)  # type: ignore[no-any-return]
+        result: Array = gradient * self._y * (1 - self._y)
+        return result
 
 
 class ReLU(Layer):
@@ -185,7 +188,8 @@ class LayerNorm(Layer):
         centred = x - x.mean(axis=-1, keepdims=True)
         self._inverse = 1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + EPSILON)
         self._normal: Array = centred * self._inverse
-        return self._normal * self.parameters["weight"] + self.parameters["bias"]  # type: ignore[no-any-return]
+        result: Array = self._normal * self.parameters["weight"] + self.parameters["bias"]
+        return result
 
     def backward(self, gradient: Array) -> Array:
         normal = self._normal
@@ -193,7 +197,8 @@ class LayerNorm(Layer):
         self.gradients["bias"] = gradient.reshape(-1, self.width).sum(axis=0)
         h = gradient * self.parameters["weight"]
         common = h.mean(axis=-1, keepdims=True) + normal * (h * normal).mean(axis=-1, keepdims=True)
-        return (h - common) * self._inverse  # type: ignore[no-any-return]
+        result: Array = (h - common) * self._inverse
+        return result
 
 
 class Embedding(Layer):
@@ -354,7 +359,8 @@ def scaled_dot_product_attention(
 def softmax(scores: Array) -> Array:
     """exp(s) / sum of exp(s) over the last axis. Scores may be -inf, but not all of a row."""
     exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    result: Array = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return result
 
 
 def sigmoid(x: Array) -> Array:

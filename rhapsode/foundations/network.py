@@ -10,7 +10,6 @@ Classifier(hidden=(64,), seed=1).fit(x, labels).score(x, labels)
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -396,18 +395,27 @@ class Classifier(Estimator):
         self.patience = patience if patience is None else check_number("patience", patience, least=1, whole=True)
         self.validation = check_number("validation", validation, above=0, below=1)
 
-    def fit(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+    def fit(
+        self,
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+        *,
+        beginning: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] | None = None,
+    ) -> Self:
         """Learn from scratch.
 
         Args:
             x: (examples, features), finite numbers; of size about 1 they are learned best.
             y: (examples,), whole numbers, of two classes or more.
+            beginning: of each hidden layer the weights (inputs, outputs) and biases (outputs,) to begin with, in place
+                of random ones: those of restricted Boltzmann machines, for one (`rhapsode.foundations.dbn`).
 
         Raises:
             InputError: an argument is not that; the message names it.
         """
         examples, labels = self._examples(x, y)
         classes = _classes("y", labels)
+        first_layers = self._beginning(examples.shape[1], beginning)
         targets, validation = _places(labels, classes), None
         if self.patience is not None:
             kept = max(1, round(self.validation * len(examples)))
@@ -418,6 +426,9 @@ class Classifier(Estimator):
             examples, targets = examples[order[kept:]], targets[order[kept:]]
         self.classes_ = classes
         self._build(examples.shape[1])
+        dense = (layer for layer in self.network_.layers if isinstance(layer, Dense))
+        for layer, (weights, biases) in zip(dense, first_layers, strict=False):  # the last layer is drawn at random
+            layer.parameters["weight"][...], layer.parameters["bias"][...] = weights, biases
         self.history_ = self._fit(examples, targets, self.epochs, validation)
         return self
 
@@ -449,12 +460,6 @@ class Classifier(Estimator):
         self.history_ = self._fit(examples, targets, 1, None)
         return self
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.estimator_type, tags.classifier_tags = "classifier", sys.modules["sklearn.utils"].ClassifierTags()
-        tags.target_tags.required = True
-        return tags
-
     def decision_function(self, x: npt.ArrayLike) -> Array:
         """The logits (examples, classes) of `x` (examples, features)."""
         self.check_fitted()
@@ -467,7 +472,8 @@ class Classifier(Estimator):
     def predict(self, x: npt.ArrayLike) -> Array:
         """The most probable label of each of `x` (examples, features): (examples,)."""
         self.check_fitted()
-        return self.classes_[self.decision_function(x).argmax(axis=1)]  # type: ignore[no-any-return]
+        result: Array = self.classes_[self.decision_function(x).argmax(axis=1)]
+        return result
 
     def transform(self, x: npt.ArrayLike) -> Array:
         """What the last hidden layer makes of `x` (examples, features): (examples, width)."""
@@ -487,6 +493,24 @@ class Classifier(Estimator):
     def _examples(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:
         examples = check_array("x", x, ("examples", "features"), "moderate")
         return examples, check_array("y", y, (len(examples),), "whole")
+
+    def _beginning(
+        self, inputs: int, given: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] | None
+    ) -> list[tuple[Array, Array]]:
+        if given is None:
+            return []
+        if len(given) != len(self.hidden):
+            told = f"holds {len(given)} layers, and there are {len(self.hidden)} hidden ones"
+            raise InputError(told, where="beginning", todo="Give weights and biases of each.")
+        return [
+            (
+                check_array(f"beginning[{number}][0]", weights, shape, "moderate"),
+                check_array(f"beginning[{number}][1]", biases, shape[1:], "moderate"),
+            )
+            for number, ((weights, biases), shape) in enumerate(
+                zip(given, pairwise((inputs, *self.hidden)), strict=True)
+            )
+        ]
 
     def _features(self, x: npt.ArrayLike) -> Array:
         return check_array("x", x, ("examples", self.network_.layers[0].parameters["weight"].shape[0]), "moderate")

@@ -220,7 +220,8 @@ class NextWord(Estimator):
         """The probability of each word of the vocabulary after these: (vocabulary,)."""
         last = self.ids(words[-self.window :])
         window = np.concatenate([np.zeros(self.window - len(last), dtype=np.int64), last])
-        return softmax(self.network_.forward(window[None]))[0]  # type: ignore[no-any-return]
+        result: Array = softmax(self.network_.forward(window[None]))[0]
+        return result
 
     def _examples(self, ids: Array, start: int = 0) -> tuple[Array, Array]:
         """The windows (words, window) before each word from `start` on, and those words (words,)."""
@@ -319,7 +320,8 @@ class CountedWords:
     def _runs(self, ids: Array, length: int) -> Array:
         """Each run of `length` words as one number."""
         runs = np.lib.stride_tricks.sliding_window_view(ids, length)
-        return runs @ self.vocabulary ** np.arange(length)  # type: ignore[no-any-return]
+        result: Array = runs @ self.vocabulary ** np.arange(length)
+        return result
 
 
 def _found(counted: tuple[Array, Array], runs: Array) -> Array:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -289,10 +290,7 @@ class RestrictedBoltzmannMachine(Estimator):
 
     def _pass(self, examples: Array, first_rate: float, last_rate: float) -> None:
         """One pass over all examples, in an order of its own; the learning rate goes from the first to the last."""
-        random, kept = self.random("rbm pass", self.passes_), {name: getattr(self, name) for name in self.learned}
-        self.weights_, self.visible_biases_, self.hidden_biases_, self.variances_ = (
-            array.copy() for array in (self.weights_, self.visible_biases_, self.hidden_biases_, self.variances_)
-        )
+        random, kept = self.random("rbm pass", self.passes_), deepcopy(self._state())
         shuffled = examples[random.permutation(len(examples))].astype(np.float32)
         batches = np.array_split(shuffled, math.ceil(len(examples) / self.batch_size))
         with np.errstate(all="ignore"):
@@ -304,7 +302,7 @@ class RestrictedBoltzmannMachine(Estimator):
         self.passes_ += 1
         if not (np.isfinite(self.weights_).all() and np.isfinite(self.variances_).all() and self.variances_.all()):
             where = f"pass {self.passes_}"
-            self.__dict__.update(kept)
+            self.__dict__ |= kept
             raise NotFiniteError("the weights are no numbers any more", where=where, todo="Lower the learning rate.")
 
     def _slope(self, v: Array, random: np.random.Generator) -> tuple[Slope, Array]:

@@ -67,6 +67,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "a.txt", "--layrs", "3"], "there is no option '--layrs'. Did you mean '--layers'?"),
         (["train", "a.txt", "--layrs=3"], "there is no option '--layrs=3'. Did you mean '--layers'?"),
         (["train", "a.txt", "--xyz"], "there is no option '--xyz'. See `rhapsode train --help`."),
+        (["train", "a.txt", "--layers", "1.5"], "--layers: 1.5 is no whole number."),
+        (["corpus", "a.txt", "--seed", "-2.5"], "--seed: -2.5 is no whole number."),
         (["train", "a.txt", "--layers", "x"], 'Invalid value for --layers: unable to convert "x" into int.'),
         (["train", "a.txt", "--optimizer", "adam"], 'Choose from: "muon", "adamw", "sgd". Did you mean "adamw"?'),
         (["train", "a.txt", "--layers"], "--layers requires an argument"),

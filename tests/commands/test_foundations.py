@@ -100,6 +100,7 @@ def test_what_stands_in_the_way_is_known_before_the_work(
             "none/page.html: its folder does not exist. Make it, or choose another.",
         ),
         (["words", "--pictures", "none"], "none: the folder does not exist. Make it, or choose another."),
+        (["words", "--seed", "1.5"], "--seed: 1.5 is no whole number."),
         (["words", "--seed", "x"], 'Invalid value for --seed: unable to convert "x" into int.'),
         (["words", "--fast"], "Unknown option: --fast"),
     ],

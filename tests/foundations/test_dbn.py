@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import is_classifier
 from sklearn.datasets import load_digits
 
 from rhapsode.base.errors import DamagedError, InputError
 from rhapsode.foundations.dbn import DeepBeliefNetwork
 from rhapsode.foundations.estimator import Array
 from rhapsode.foundations.network import Classifier
+from rhapsode.foundations.rbm import RestrictedBoltzmannMachine
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,11 @@ def test_it_comes_back_from_its_files(trained: DeepBeliefNetwork, digits: tuple[
     assert np.array_equal(again.transform(x), unlabelled.transform(x))
     with pytest.raises(InputError, match="has seen no labels yet"):
         again.predict(x)
+
+
+def test_scikit_learn_takes_it_for_a_classifier() -> None:
+    assert is_classifier(DeepBeliefNetwork())
+    assert not is_classifier(RestrictedBoltzmannMachine())
 
 
 def test_a_stack_of_other_layers_is_damaged(digits: tuple[Array, Array], tmp_path: Path) -> None:

@@ -407,3 +407,24 @@ def test_the_classifier_is_the_network_it_is_made_of() -> None:
     network.fit(x, y, optimizer=Adam(1e-3), epochs=2)
     assert np.array_equal(network.outputs(x), model.decision_function(x))
     assert network.mean_loss(x, y) == pytest.approx(softmax_cross_entropy(model.decision_function(x), y)[0], abs=1e-6)
+
+
+def test_a_classifier_begins_with_the_layers_it_is_given() -> None:
+    x, y = np.eye(3), [0, 1, 1]
+    first = (np.full((3, 2), 0.25), [0.5, -0.5])
+    model = Classifier(hidden=(2,), epochs=1, learning_rate=1e-12).fit(x, y, beginning=[first])
+    np.testing.assert_allclose(model.network_.parameters["0.weight"], first[0], atol=1e-6)
+    np.testing.assert_allclose(model.network_.parameters["0.bias"], first[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "message"),
+    [
+        ([], "beginning: holds 0 layers, and there are 1 hidden ones"),
+        ([(np.ones((2, 2)), [0, 0])], r"beginning\[0\]\[0\]: has the shape \(2, 2\), not \(3, 2\)"),
+        ([(np.ones((3, 2)), [0])], r"beginning\[0\]\[1\]: has the shape \(1,\), not \(2,\)"),
+    ],
+)
+def test_layers_of_other_shapes_are_refused(beginning: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Classifier(hidden=(2,)).fit(np.eye(3), [0, 1, 1], beginning=beginning)

@@ -71,6 +71,23 @@ def labelled(y: Array, share: float, *, seed: int) -> Array:
     return by_rank[: max(len(classes), round(share * len(y)))]
 
 
+def label_curve(right: dict[str, Array]) -> Figure:
+    """The share of digits read rightly by each kind of network, (runs, shares of labels): every run, and the means."""
+    with drawing():
+        figure = Figure(figsize=HALF, layout="constrained")
+        axes = figure.add_subplot()
+        for kind, shares in right.items():
+            (line,) = axes.plot(SHARES, 100 * shares.mean(axis=0), label=kind)
+            for row in shares:
+                axes.plot(SHARES, 100 * row, ".", color=line.get_color(), markersize=3, alpha=0.5)
+        axes.set(xscale="log", xlabel="share of the digits with a label", ylabel="% read rightly")
+        axes.set_xticks(SHARES, [f"{100 * share:.0f} %" for share in SHARES])
+        axes.minorticks_off()
+        axes.grid(axis="y")
+        axes.legend(fontsize=8)
+    return figure
+
+
 def _layers(page: Page, network: DeepBeliefNetwork) -> None:
     page.section("What its layers see")
     page.paragraph(
@@ -162,19 +179,8 @@ def _labels(
         them any more. What stayed is the idea that most is learned without labels and little has to be added:
         language models are made so."""
     )
-    with drawing():
-        figure = Figure(figsize=HALF, layout="constrained")
-        axes = figure.add_subplot()
-        for kind, shares in right.items():
-            (line,) = axes.plot(SHARES, 100 * shares.mean(axis=0), label=kind)
-            for row in shares:
-                axes.plot(SHARES, 100 * row, ".", color=line.get_color())
-        axes.set(xscale="log", xlabel="share of the digits with a label", ylabel="% read rightly")
-        axes.set_xticks(SHARES, [f"{100 * share:.0f} %" for share in SHARES])
-        axes.minorticks_off()
-        axes.grid(axis="y")
-        axes.legend()
-    page.figure(figure, "Digits read rightly, by how many have a label; dots are single runs.", name="labels")
+    caption = "Digits read rightly, by how many have a label; dots are single runs, lines their means."
+    page.figure(label_curve(right), caption, name="labels")
     page.table(
         ["labels", PRE_TRAINED, RANDOM],
         [
