@@ -21,6 +21,7 @@ STEP, FIRST_FACTOR, SECOND_FACTOR = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 
 U27, U30, U31, U32, LOW = (np.uint64(n) for n in (27, 30, 31, 32, 0xFFFFFFFF))
 
 LEAST_CHANCE = 1e-9  # for the logarithm only: a probability in float32 may be zero
+SMALL = 1e-200  # a product of chances that is smaller may become zero with the next ones
 
 
 def compiled(function: Function) -> Function:
@@ -101,6 +102,7 @@ def train(
                     continue
                 company = kept[place]
                 change[:] = 0
+                likelihood = 1.0  # of the pair and what is drawn against it: one logarithm for all of them
                 for number in range(negatives + 1):
                     target = company
                     if number > 0:
@@ -117,14 +119,18 @@ def train(
                     probability = np.float32(1) / (np.float32(1) + np.exp(-score))
                     if number == 0:
                         step = np.float32(rate) * (np.float32(1) - probability)
-                        total += np.log(max(probability, LEAST_CHANCE))
+                        likelihood *= max(probability, LEAST_CHANCE)
                     else:
                         step = -np.float32(rate) * probability
-                        total += np.log(max(np.float32(1) - probability, LEAST_CHANCE))
+                        likelihood *= max(np.float32(1) - probability, LEAST_CHANCE)
+                    if likelihood < SMALL:
+                        total += np.log(likelihood)
+                        likelihood = 1.0
                     for axis in range(dimension):
                         change[axis] += step * output[axis]
                         output[axis] += step * vector[axis]
                 for axis in range(dimension):
                     vector[axis] += change[axis]
+                total += np.log(likelihood)
                 pairs += 1
     return total, pairs

@@ -163,6 +163,14 @@ def test_threads_learn_as_much_as_one(plays: list[list[str]]) -> None:
     assert two.losses_[-1] == pytest.approx(one.losses_[-1], abs=0.03)
 
 
+def test_the_loss_counts_every_word_that_is_drawn() -> None:
+    """Their chances are multiplied before one logarithm is taken: that of 2,000 halves is too small for a number."""
+    model = SkipGram(**SMALL | {"epochs": 1, "learning_rate": 1e-9}, final_learning_rate=1e-10, negatives=2000)
+    words = len({word for sentence in SENTENCES for word in sentence})
+    loss = model.fit(SENTENCES).losses_[0] / np.log(2)
+    assert 1 + 2000 * (1 - 4 / words) < loss < 2001  # what is drawn and is the true word does not count
+
+
 def test_it_learns_what_counts_would_say() -> None:
     """With as many numbers as words, v.u becomes log(#(w, c) / (#(w) K P(c))): Levy and Goldberg 2014."""
     random = np.random.default_rng(1)
